@@ -1,0 +1,1309 @@
+"""Every capability the agents offer each other: name, request, reply. The mesh on one page.
+
+The schemas that an agent announces are made from these structs, and a request is decoded into them, so the
+announcement and the check cannot differ. Public capabilities keep the names and fields of the protocol's
+workflow example; internal ones are how our own agents work together and may change with a release.
+This module must never do anything: it only declares.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from orchestration.status import Effects, InstanceStatus, RecoveryAction, Severity
+
+MAX_PAGE_ROWS = 1000
+"""Most rows that one reply of a listing carries."""
+
+Object = dict[str, Any]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE_ROWS)]
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value that crosses the mesh. Unknown fields are ignored, so that releases can differ by one."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parameters of a public capability. A misspelt field is an error, not a silence."""
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True):
+    """One capability: what it is called, what it takes, what it answers.
+
+    `request` and `reply` are structs. `free` means that a request costs the agent no credit (control calls that
+    must pass while the agent is busy). `internal` ones are left out of the public documentation.
+    """
+
+    id: str
+    request: type
+    reply: type
+    description: str
+    category: str
+    internal: bool = False
+    free: bool = False
+
+
+# --- shared pieces -----------------------------------------------------------------------------------------
+
+
+class ErrorInfo(Wire):
+    """What went wrong with an attempt or an instance, safe to log, store and show."""
+
+    code: str
+    message: str
+    details: Object = {}
+    retryable: bool | None = None
+    retry_after_seconds: float | None = None
+
+
+class Attempt(Wire):
+    """What an executor knows about the attempt it performs. It travels as the request payload's `context`.
+
+    `variables` holds the values of the names that the task's templates use, and only those. `declared` lists the
+    names that are null when unset. `output_names` are the task's declared outputs, in order.
+    """
+
+    token: str
+    engine_id: str
+    workflow_id: str
+    workflow_instance_id: str
+    task_id: str
+    attempt: int
+    timeout_seconds: float
+    idempotency_key: str
+    effects: Effects | None = None
+    variables: Object = {}
+    declared: list[str] = []
+    output_names: list[str] = []
+
+
+class TaskResult(Wire):
+    """What a finished attempt answers. `primary` is the value that outputs without a match are taken from."""
+
+    result: Object
+    outputs: Object = {}
+    primary: Any = None
+    metadata: Object = {}
+
+
+class EventRecord(Wire):
+    """One row of the log. `data` is the event as JSON, tagged by `type`; `offset` grows over the whole store."""
+
+    offset: int
+    instance_id: str
+    seq: int
+    type: str
+    at: datetime
+    data: msgspec.Raw
+
+
+class InstanceRow(Wire):
+    """One row an instance: the columns that lists show and search, written with the events they sum up.
+
+    `wake_at` and `wake_reason` say why an unfinished instance will be looked at again, and when at the latest.
+    """
+
+    instance_id: str
+    workflow_id: str
+    workflow_version: str
+    workflow_name: str
+    definition_hash: str
+    status: InstanceStatus
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    updated_at: datetime | None = None
+    wake_at: datetime | None = None
+    wake_reason: str = ""
+    task_counts: dict[str, int] = {}
+    current_tasks: list[str] = []
+    error_code: str = ""
+    error_message: str = ""
+    trigger: str = "api"
+    owner: str = ""
+    epoch: int = 0
+    seq: int = 0
+
+
+# --- the log: state manager, internal -----------------------------------------------------------------------
+
+
+class NewEvent(Wire):
+    """An event to append. `data` is the encoded event, stored as it is."""
+
+    type: str
+    at: datetime
+    data: msgspec.Raw
+
+
+class AppendBatch(Wire):
+    """The next events of one instance. `expected_seq` is the seq of its last event that the sender knows, 0 for a new one.
+
+    `row` replaces the instance's row (its owner, epoch and seq columns are set by the store).
+    `consumed_inbox_ids` leave the inbox in the same transaction.
+    """
+
+    instance_id: str
+    owner: str
+    epoch: int
+    expected_seq: int
+    events: list[NewEvent]
+    row: InstanceRow
+    consumed_inbox_ids: list[int] = []
+
+
+class AppendRequest(Wire):
+    """Batches of different instances, stored in one transaction; each succeeds or conflicts by itself."""
+
+    batches: list[AppendBatch]
+
+
+class AppendOutcome(Wire):
+    """`status` ok: stored, `seq` is the last event's. conflict: nothing stored, `seq` is what the store has.
+
+    stale_owner: nothing stored, another engine owns the instance.
+    """
+
+    instance_id: str
+    status: Literal["ok", "conflict", "stale_owner"]
+    seq: int
+    offset: int = 0
+
+
+class AppendReply(Wire):
+    """One outcome a batch, in the same order."""
+
+    outcomes: list[AppendOutcome]
+
+
+class LogReadRequest(Wire):
+    """Events after an offset, oldest first; with `instance_id`, those of one instance after `after` as its seq."""
+
+    after: int = 0
+    limit: Limit = 500
+    instance_id: str | None = None
+    types: list[str] = []
+
+
+class LogReadReply(Wire):
+    """`next` is the offset (or seq) to read after next time; `end` is true when nothing more is there now."""
+
+    events: list[EventRecord]
+    next: int
+    end: bool
+
+
+class LogAdvanced(Wire):
+    """Data of the event `log.advanced`: the newest committed offset. A hint that may be lost."""
+
+    offset: int
+
+
+class InboxPutRequest(Wire):
+    """Something that happens to an instance from outside. The same `dedupe_key` is stored once.
+
+    kind: pause, resume, stop, task_retry, task_skip, task_result, state_update.
+    """
+
+    instance_id: str
+    kind: str
+    data: Object = {}
+    dedupe_key: str | None = None
+
+
+class InboxPutReply(Wire):
+    """`found` is false when there is no such instance, `open` false when it has ended: nothing is stored then."""
+
+    inbox_id: int
+    found: bool
+    open: bool
+    status: InstanceStatus | None = None
+
+
+class InboxItem(Wire):
+    """One entry of an instance's inbox."""
+
+    inbox_id: int
+    instance_id: str
+    kind: str
+    data: Object
+    at: datetime
+
+
+class InboxReadRequest(Wire):
+    """Unconsumed entries of the instances an owner holds, in order."""
+
+    owner: str
+    instance_ids: list[str] = []
+    limit: Limit = 500
+
+
+class InboxReadReply(Wire):
+    """The entries, oldest first."""
+
+    items: list[InboxItem]
+
+
+class LeaseRequest(Wire):
+    """An engine says that it lives. `owner` is unique for each process start."""
+
+    owner: str
+    agent_id: str
+    lease_seconds: float
+    release: bool = False
+
+
+class LeaseReply(Wire):
+    """`open_instances` counts unfinished instances without a live owner: something to claim."""
+
+    lease_seconds: float
+    claimable: int
+
+
+class ClaimRequest(Wire):
+    """Take over unfinished instances whose owner holds no live lease, oldest first."""
+
+    owner: str
+    limit: Limit = 50
+
+
+class ClaimReply(Wire):
+    """The rows now owned by the caller, each with its new epoch."""
+
+    rows: list[InstanceRow]
+
+
+class InstanceGetRequest(Wire):
+    """One instance's row."""
+
+    instance_id: str
+
+
+class InstanceGetReply(Wire):
+    """`row` is null when there is no such instance."""
+
+    row: InstanceRow | None
+
+
+class InstanceListRequest(Wire):
+    """Rows, newest first. `cursor` comes from the reply before. Empty filters mean all."""
+
+    statuses: list[InstanceStatus] = []
+    workflow_id: str | None = None
+    text: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    limit: Limit = 50
+    cursor: str | None = None
+
+
+class InstanceListReply(Wire):
+    """`counts` are the matches by status, so that a page can show totals."""
+
+    rows: list[InstanceRow]
+    next_cursor: str | None = None
+    total: int = 0
+    counts: dict[str, int] = {}
+
+
+class DefinitionRecord(Wire):
+    """A stored definition. `content` is its normalized form, `source` the text the user sent, `hash` the SHA-256 of the content."""
+
+    workflow_id: str
+    version: str
+    name: str
+    hash: str
+    content: Object
+    source: str = ""
+    format: Literal["yaml", "json"] = "json"
+    created_at: datetime | None = None
+
+
+class DefinitionPutRequest(Wire):
+    """Store a definition. Equal content is accepted again; other content under a used id and version needs `overwrite`."""
+
+    definition: DefinitionRecord
+    overwrite: bool = False
+
+
+class DefinitionPutReply(Wire):
+    """`status`: created, updated, unchanged, or exists (refused: other content, no overwrite)."""
+
+    status: Literal["created", "updated", "unchanged", "exists"]
+
+
+class DefinitionGetRequest(Wire):
+    """The newest definition of a workflow, or the one with this hash."""
+
+    workflow_id: str = ""
+    hash: str = ""
+
+
+class DefinitionGetReply(Wire):
+    """`definition` is null when there is none."""
+
+    definition: DefinitionRecord | None
+
+
+class DefinitionListRequest(Wire):
+    """The newest definition of every workflow, by id."""
+
+    limit: Limit = MAX_PAGE_ROWS
+    after: str = ""
+
+
+class DefinitionListReply(Wire):
+    """Records by workflow id, ascending."""
+
+    definitions: list[DefinitionRecord]
+
+
+# --- workflow engine, public --------------------------------------------------------------------------------
+
+
+class WorkflowCreateRequest(Request):
+    """Check and store a definition given as an object."""
+
+    definition: Object
+    overwrite: bool = False
+    source: str = ""
+    format: Literal["yaml", "json"] = "json"
+
+
+class WorkflowCreated(Wire):
+    """`status`: created, updated or unchanged. `warnings` are findings that do not hinder a start."""
+
+    workflow_id: str
+    status: str
+    version: str = ""
+    warnings: list[Object] = []
+
+
+class WorkflowLoadRequest(Request):
+    """Check and store a definition from a file below the engine's workflow folders."""
+
+    file_path: str
+    format: Literal["yaml", "json"] = "yaml"
+    overwrite: bool = True
+
+
+class WorkflowStartRequest(Request):
+    """Start an instance. The same `instance_id` starts only once."""
+
+    workflow_id: str
+    inputs: Object = {}
+    instance_id: str | None = None
+    trigger: str = "api"
+
+
+class WorkflowStarted(Wire):
+    """`status` is the instance's: pending or running; what it has now when `instance_id` was used before."""
+
+    instance_id: str
+    status: str
+    workflow_id: str = ""
+    created: bool = True
+
+
+class WorkflowControlRequest(Request):
+    """Pause, resume or stop an instance. `duration` seconds end a pause by itself."""
+
+    instance_id: str
+    reason: str = ""
+    duration: float | None = None
+
+
+class WorkflowControlled(Wire):
+    """The command is stored durably and will be obeyed; `status` is the instance's when that was noted."""
+
+    instance_id: str
+    status: str
+    accepted: bool = True
+
+
+class WorkflowStatusRequest(Request):
+    """The status document of one instance."""
+
+    instance_id: str
+
+
+class WorkflowStatus(Wire):
+    """`instance`: id, workflow_id, status, times, inputs, outputs, error_message. `tasks`: by id."""
+
+    instance: Object
+    tasks: Object
+
+
+class WorkflowListRequest(Request):
+    """The stored workflows, and with `include_instances` the newest instances."""
+
+    include_instances: bool = False
+    limit: Limit = 100
+
+
+class WorkflowList(Wire):
+    """`workflows`: by id."""
+
+    workflows: Object
+    instances: list[Object] = []
+
+
+class TaskRetryRequest(Request):
+    """Run a failed task of an instance again, in place."""
+
+    workflow_instance_id: str
+    task_id: str
+    retry_config: Object = {}
+
+
+class TaskSkipRequest(Request):
+    """Skip a task of an instance that has not finished."""
+
+    workflow_instance_id: str
+    task_id: str
+    reason: str = ""
+
+
+class TaskControlled(Wire):
+    """The command is stored durably and will be obeyed."""
+
+    accepted: bool
+    workflow_instance_id: str
+    task_id: str
+
+
+# --- task executor, public ----------------------------------------------------------------------------------
+
+
+class TaskExecuteRequest(Request):
+    """Run a task of any type the executor knows. `task_config` is that type's parameters."""
+
+    task_type: str
+    task_config: Object
+    workflow_context: Object = {}
+    workflow_instance_id: str = ""
+    task_id: str = ""
+
+
+class ApiCallRequest(Request):
+    """An HTTP request, or several at once with `parallel_requests`."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE", "PATCH"] = "GET"
+    url: str = ""
+    headers: Object = {}
+    data: Any = None
+    timeout: float = 30
+    retry_count: int = 3
+    fail_on_status: bool = True
+    parallel_requests: list[Object] = []
+    polling_interval: float | None = None
+    max_wait_time: float | None = None
+    until: str | None = None
+
+
+class ApiCallReply(Wire):
+    """`success` means a status below 400. `response_data` is the JSON body, else {text}."""
+
+    status_code: int
+    response_data: Any
+    headers: Object
+    success: bool
+    execution_time: float = 0.0
+
+
+class DataTransformRequest(Request):
+    """Apply transformations in order."""
+
+    input_data: Any
+    transformations: list[Object]
+    output_format: str = "json"
+
+
+class DataTransformReply(Wire):
+    """The final data and what was applied, with result sizes."""
+
+    transformed_data: Any
+    applied_transformations: list[Object]
+    execution_time: float = 0.0
+
+
+class SubprocessRequest(Request):
+    """Run a program from the allow-list. There is never a shell."""
+
+    command: str
+    args: list[Any] = []
+    cwd: str | None = None
+    env: Object = {}
+    timeout: float = 300
+    fail_on_exit: bool = True
+    stdin: str | None = None
+
+
+class SubprocessReply(Wire):
+    """What the program answered; long output is cut and says so."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    success: bool
+    execution_time: float = 0.0
+
+
+class ValidationRequest(Request):
+    """Check data against rules and, when given, a JSON Schema."""
+
+    data: Any
+    rules: list[Object] = []
+    schema: Object | None = None
+
+
+class ValidationReply(Wire):
+    """An invalid document is an answer, not a failure."""
+
+    is_valid: bool
+    validation_results: list[Object]
+    execution_time: float = 0.0
+
+
+class FileOperationRequest(Request):
+    """Work on files below the configured root."""
+
+    operation: Literal["read", "write", "append", "delete", "copy"] = "write"
+    file_path: str = ""
+    content: Any = None
+    destination: str = ""
+    format: str = ""
+    operations: list[Object] = []
+    additional_files: list[Object] = []
+
+
+class FileOperationReply(Wire):
+    """Which keys are set depends on the operation."""
+
+    operation: str
+    file_path: str
+    content: Any = None
+    size: int | None = None
+    bytes_written: int | None = None
+    bytes_appended: int | None = None
+    deleted: int | None = None
+    copied: bool | None = None
+    destination: str | None = None
+    files: list[Object] | None = None
+
+
+class CustomTaskRequest(Request):
+    """Run a handler that the operator registered."""
+
+    task_name: str
+    parameters: Object = {}
+
+
+class CustomTaskReply(Wire):
+    """What the handler answered."""
+
+    result: Any
+    task_name: str
+
+
+class TemplateRenderRequest(Wire):
+    """Fill the templates in parameters meant for an agent that knows no templates."""
+
+    parameters: Object
+    variables: Object = {}
+    declared: list[str] = []
+
+
+class TemplateRenderReply(Wire):
+    """The parameters with every template replaced."""
+
+    parameters: Object
+
+
+class TaskCancelRequest(Wire):
+    """Stop working on an attempt; its result is no longer wanted."""
+
+    token: str
+    reason: str = ""
+
+
+class TaskCancelReply(Wire):
+    """`found` is false when the executor does not have that attempt (any more)."""
+
+    found: bool
+
+
+# --- state manager, public ----------------------------------------------------------------------------------
+
+
+class StateGetRequest(Request):
+    """The state kept under an instance id; of a running instance, its context variables."""
+
+    workflow_instance_id: str
+    keys: list[str] = []
+    include_history: bool = False
+
+
+class StateGetReply(Wire):
+    """`version` 0 means that nothing was ever set. `history` is newest first, 50 entries at most."""
+
+    state: Object
+    version: int
+    history: list[Object] = []
+
+
+class StateSetRequest(Request):
+    """Put a whole state. Existing state is replaced only with `overwrite`."""
+
+    workflow_instance_id: str
+    state: Object
+    overwrite: bool = False
+    description: str = ""
+
+
+class StateSetReply(Wire):
+    """The version written."""
+
+    success: bool
+    version: int
+
+
+class StateUpdateRequest(Request):
+    """Change keys (merge) or replace the whole."""
+
+    workflow_instance_id: str
+    updates: Object
+    merge_strategy: Literal["merge", "replace"] = "merge"
+    description: str = ""
+
+
+class StateUpdateReply(Wire):
+    """The version written and the keys it touched."""
+
+    success: bool
+    version: int
+    updated_keys: list[str]
+
+
+class StateDeleteRequest(Request):
+    """Delete a state, or only some of its keys."""
+
+    workflow_instance_id: str
+    keys: list[str] = []
+
+
+class StateDeleteReply(Wire):
+    """What was there and is gone."""
+
+    success: bool
+    deleted_keys: list[str]
+
+
+class StateListRequest(Request):
+    """States by id, newest change first."""
+
+    prefix: str = ""
+    limit: Limit = 100
+
+
+class StateListReply(Wire):
+    """Each: workflow_instance_id, version, created_at, updated_at."""
+
+    states: list[Object]
+    total_count: int
+
+
+class StateQueryRequest(Request):
+    """States whose values match. A filter is {key: value} or {key: {"op": "gt", "value": 5}}; keys may be dotted."""
+
+    filters: Object = {}
+    projection: list[str] = []
+    limit: Limit = 100
+
+
+class StateQueryReply(Wire):
+    """The matches, each with its workflow_instance_id, version and (projected) state."""
+
+    results: list[Object]
+    total_count: int
+
+
+class StateBackupRequest(Request):
+    """Write a consistent copy of the store while it is in use. `name` is a plain file name in the backup folder."""
+
+    name: str = ""
+
+
+class StateBackupReply(Wire):
+    """Where the copy is and how large."""
+
+    backup: str
+    size_bytes: int
+    created_at: str
+
+
+class StateRestoreRequest(Request):
+    """Bring back the states (not the log) of a backup."""
+
+    name: str
+    workflow_instance_ids: list[str] = []
+
+
+class StateRestoreReply(Wire):
+    """How many states were restored."""
+
+    restored: int
+
+
+class ContextMergeRequest(Request):
+    """Copy state between instances, or merge AMP context objects (`context_id`, `source_context_ids`)."""
+
+    source_instance_id: str = ""
+    target_instance_id: str = ""
+    keys: list[str] = []
+    merge_strategy: Literal["merge", "replace"] = "merge"
+    context_id: str = ""
+    source_context_ids: list[str] = []
+
+
+class ContextMergeReply(Wire):
+    """The keys that were written."""
+
+    success: bool
+    merged_keys: list[str]
+    context: Object | None = None
+
+
+class ContextIsolateRequest(Request):
+    """Give an instance a private copy of its state under a new id, or of some of its keys."""
+
+    workflow_instance_id: str
+    isolated_id: str = ""
+    keys: list[str] = []
+
+
+class ContextIsolateReply(Wire):
+    """The id of the copy."""
+
+    isolated_id: str
+    version: int
+    keys: list[str]
+
+
+class ContextCreateRequest(Request):
+    """Create an AMP context object."""
+
+    session_id: str = ""
+    shared_memory: Object = {}
+    agent_memory: Object = {}
+    ttl_seconds: float | None = None
+    context_id: str = ""
+
+
+class ContextGetRequest(Request):
+    """Read an AMP context object; another agent's private memory is never in the answer."""
+
+    context_id: str
+
+
+class ContextUpdateRequest(Request):
+    """Change keys of the shared memory and of the caller's own memory."""
+
+    context_id: str
+    shared_memory: Object = {}
+    agent_memory: Object = {}
+    merge_strategy: Literal["merge", "replace"] = "merge"
+
+
+class ContextForkRequest(Request):
+    """Create a child context that starts with the parent's shared memory."""
+
+    context_id: str
+    session_id: str = ""
+
+
+class ContextReply(Wire):
+    """The context object as the caller may see it."""
+
+    context: Object
+
+
+# --- condition evaluator, public ----------------------------------------------------------------------------
+
+ConditionType = Literal["python", "simple", "regex", "custom", "json_path"]
+
+
+class ConditionEvaluateRequest(Request):
+    """Is a condition true in a context?"""
+
+    expression: str
+    context: Object = {}
+    condition_type: ConditionType = "python"
+    cache_key: str = ""
+    use_cache: bool = True
+
+
+class ConditionEvaluateReply(Wire):
+    """`details`: expression, condition_type, context_keys, evaluation_successful, error."""
+
+    result: bool
+    details: Object
+    evaluation_time_ms: float
+    from_cache: bool
+
+
+class ConditionBatchRequest(Request):
+    """Several conditions over one context."""
+
+    conditions: list[Object]
+    context: Object = {}
+    operator: Literal["and", "or", "all", "any"] = "and"
+
+
+class ConditionBatchReply(Wire):
+    """The joined result and each one's."""
+
+    overall_result: bool
+    individual_results: list[Object]
+    evaluation_time_ms: float
+
+
+class ConditionValidateRequest(Request):
+    """Would a condition parse? Which names does it use? Nothing is evaluated."""
+
+    expression: str
+    condition_type: ConditionType = "python"
+
+
+class ConditionValidateReply(Wire):
+    """`errors` say what is wrong and where."""
+
+    valid: bool
+    errors: list[Object]
+    names: list[str]
+
+
+class ExpressionParseRequest(Request):
+    """The structure of an expression."""
+
+    expression: str
+
+
+class ExpressionParseReply(Wire):
+    """`tree` is the syntax tree as nested objects; `names` and `functions` are what it refers to."""
+
+    valid: bool
+    tree: Object | None
+    names: list[str]
+    functions: list[str]
+    errors: list[Object]
+
+
+class DecisionTreeRequest(Request):
+    """Walk a tree of conditions to a leaf."""
+
+    tree: Object
+    context: Object = {}
+
+
+class DecisionTreeReply(Wire):
+    """`path` is a list of "true", "false", "error"."""
+
+    result: Any
+    path: list[str]
+    evaluations: list[Object]
+
+
+class RuleEngineRequest(Request):
+    """Find the rules that apply, by priority."""
+
+    rules: list[Object]
+    context: Object = {}
+    execution_mode: Literal["first_match", "all_matches", "highest_priority"] = "first_match"
+
+
+class RuleEngineReply(Wire):
+    """The rules that matched and their actions."""
+
+    matched_rules: list[Object]
+    actions: list[Any]
+    execution_time_ms: float
+
+
+# --- error handler, public ----------------------------------------------------------------------------------
+
+
+class ErrorHandleRequest(Request):
+    """What should happen about this error? With `auto_recover` the handler also orders it.
+
+    `error`: code, message, details. `context`: workflow_instance_id, workflow_id, task_id, agent_id, attempt,
+    on_error (the definition's wish: action, fallback).
+    """
+
+    error: Object
+    context: Object = {}
+    auto_recover: bool = True
+    escalate_immediately: bool = False
+
+
+class ErrorHandleReply(Wire):
+    """`recovery_action` is a RecoveryAction; `delay_seconds` belongs to retry and pause."""
+
+    handled: bool
+    recovery_action: RecoveryAction
+    escalated: bool
+    recommendations: list[str]
+    severity: Severity = Severity.LOW
+    error_id: str = ""
+    delay_seconds: float = 0.0
+    reason: str = ""
+
+
+class ErrorRecoverRequest(Request):
+    """Order a recovery action."""
+
+    recovery_action: str
+    error_context: Object
+    recovery_config: Object = {}
+
+
+class ErrorRecoverReply(Wire):
+    """`next_action` is "escalate" when the order failed."""
+
+    success: bool
+    result: Object
+    next_action: str
+
+
+class ErrorEscalateRequest(Request):
+    """Bring an error to people's attention."""
+
+    error: Object
+    context: Object = {}
+    reason: str = ""
+
+
+class ErrorEscalateReply(Wire):
+    """The alert that was raised."""
+
+    escalated: bool
+    escalation_id: str
+    severity: Severity
+
+
+class ErrorAnalyzeRequest(Request):
+    """What went wrong lately?"""
+
+    time_window_hours: float = 24
+    error_types: list[str] = []
+    workflow_ids: list[str] = []
+
+
+class ErrorAnalyzeReply(Wire):
+    """Counts, patterns, advice."""
+
+    error_summary: Object
+    patterns: list[Object]
+    recommendations: list[str]
+
+
+class CircuitBreakerRequest(Request):
+    """Look at or change the breaker of a resource."""
+
+    operation: Literal["check", "trip", "reset", "status"]
+    resource_id: str
+    config: Object = {}
+
+
+class CircuitBreakerReply(Wire):
+    """`state`: closed, open, half_open. Times are ISO 8601 or empty."""
+
+    state: str
+    failure_count: int
+    last_failure: str
+    next_attempt: str
+    allowed: bool = True
+
+
+class RecoveryStrategyRequest(Request):
+    """Which recovery would be chosen for an error code, without recording anything."""
+
+    error_code: str
+    error_message: str = ""
+    context: Object = {}
+
+
+class RecoveryStrategyReply(Wire):
+    """The choice and its reason."""
+
+    recovery_action: RecoveryAction
+    severity: Severity
+    delay_seconds: float
+    reason: str
+
+
+class ErrorPatternsRequest(Request):
+    """The known patterns and how often each was seen."""
+
+    time_window_hours: float = 24
+
+
+class ErrorPatternsReply(Wire):
+    """Each: name, pattern, severity, action, count, last_seen."""
+
+    patterns: list[Object]
+
+
+# --- monitor, public ----------------------------------------------------------------------------------------
+
+
+class MetricsGetRequest(Request):
+    """Metrics of workflows, tasks, agents or the system over a time range such as 30m, 1h, 7d."""
+
+    metric_type: Literal["workflow", "task", "agent", "system"]
+    workflow_id: str = ""
+    task_id: str = ""
+    agent_id: str = ""
+    time_range: str = "1h"
+
+
+class MetricsGetReply(Wire):
+    """By workflow, task or agent id; one object for the system."""
+
+    metrics: Object
+    timestamp: str
+
+
+class MetricsAggregateRequest(Request):
+    """Executions counted in steps of time."""
+
+    metric: Literal["executions", "failures", "duration", "tasks"] = "executions"
+    time_range: str = "24h"
+    step_seconds: Annotated[float, msgspec.Meta(ge=1)] = 900
+    workflow_id: str = ""
+
+
+class MetricsAggregateReply(Wire):
+    """Each point: at, value, and by status where that applies."""
+
+    points: list[Object]
+    timestamp: str
+
+
+class AlertCreateRequest(Request):
+    """Raise an alert."""
+
+    alert_type: str
+    severity: Literal["info", "warning", "error", "critical"]
+    title: str
+    description: str
+    metadata: Object = {}
+
+
+class AlertCreateReply(Wire):
+    """`created` is false when the same alert was open already and was counted up."""
+
+    alert_id: str
+    created: bool
+
+
+class AlertListRequest(Request):
+    """Alerts, newest first."""
+
+    severity: str = ""
+    include_resolved: bool = False
+    limit: Limit = 100
+
+
+class AlertListReply(Wire):
+    """Each: id, type, severity, title, description, metadata, created_at, acknowledged, resolved, count."""
+
+    alerts: list[Object]
+    total_count: int
+
+
+class HealthCheckRequest(Request):
+    """Are the agents well? With `agent_id`, one of them."""
+
+    agent_id: str = ""
+
+
+class HealthCheckReply(Wire):
+    """`status`: healthy, degraded or unhealthy; `agents` by id."""
+
+    status: str
+    agents: Object
+    checked_at: str
+
+
+class PerformanceReportRequest(Request):
+    """A report over a time range."""
+
+    report_type: Literal["summary", "detailed", "trends"]
+    time_range: str = "24h"
+    workflow_ids: list[str] = []
+    include_predictions: bool = False
+
+
+class PerformanceReportReply(Wire):
+    """The report's fields depend on its type."""
+
+    report: Object
+    generated_at: str
+
+
+class DashboardDataRequest(Request):
+    """The data behind the dashboard's widgets: overview, performance, alerts, workflows."""
+
+    widgets: list[str] = msgspec.field(default_factory=lambda: ["overview"])
+    refresh_interval: int = 30
+
+
+class DashboardDataReply(Wire):
+    """By widget."""
+
+    dashboard: Object
+    last_updated: str
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+def _public(id: str, request: type, reply: type, description: str, *, free: bool = False) -> Contract:
+    return Contract(
+        id=id, request=request, reply=reply, description=description, category=id.partition("-")[0], free=free
+    )
+
+
+def _internal(id: str, request: type, reply: type, description: str, *, free: bool = False) -> Contract:
+    return Contract(
+        id=id, request=request, reply=reply, description=description, category="internal", internal=True, free=free
+    )
+
+
+WORKFLOW_CREATE = _public("workflow-create", WorkflowCreateRequest, WorkflowCreated, "Check and store a definition")
+WORKFLOW_LOAD = _public("workflow-load", WorkflowLoadRequest, WorkflowCreated, "Store a definition from a file")
+WORKFLOW_START = _public("workflow-start", WorkflowStartRequest, WorkflowStarted, "Start an instance")
+WORKFLOW_STOP = _public("workflow-stop", WorkflowControlRequest, WorkflowControlled, "Stop an instance", free=True)
+WORKFLOW_PAUSE = _public("workflow-pause", WorkflowControlRequest, WorkflowControlled, "Pause an instance", free=True)
+WORKFLOW_RESUME = _public(
+    "workflow-resume", WorkflowControlRequest, WorkflowControlled, "Resume an instance", free=True
+)
+WORKFLOW_STATUS = _public("workflow-status", WorkflowStatusRequest, WorkflowStatus, "Where an instance stands")
+WORKFLOW_LIST = _public("workflow-list", WorkflowListRequest, WorkflowList, "The stored workflows")
+TASK_RETRY = _public("task-retry", TaskRetryRequest, TaskControlled, "Run a failed task again", free=True)
+TASK_SKIP = _public("task-skip", TaskSkipRequest, TaskControlled, "Skip a task", free=True)
+
+TASK_EXECUTE = _public("task-execute", TaskExecuteRequest, TaskResult, "Run a task of any known type")
+TASK_API_CALL = _public("task-api-call", ApiCallRequest, ApiCallReply, "Make HTTP requests")
+TASK_DATA_TRANSFORM = _public("task-data-transform", DataTransformRequest, DataTransformReply, "Transform data")
+TASK_SUBPROCESS = _public("task-subprocess", SubprocessRequest, SubprocessReply, "Run an allowed program")
+TASK_CUSTOM = _public("task-custom", CustomTaskRequest, CustomTaskReply, "Run a registered handler")
+TASK_VALIDATION = _public("task-validation", ValidationRequest, ValidationReply, "Check data against rules")
+TASK_FILE_OPERATION = _public(
+    "task-file-operation", FileOperationRequest, FileOperationReply, "Work on files below the root"
+)
+TEMPLATE_RENDER = _internal("template-render", TemplateRenderRequest, TemplateRenderReply, "Fill templates")
+TASK_CANCEL = _internal("task-cancel", TaskCancelRequest, TaskCancelReply, "Stop an attempt", free=True)
+
+STATE_GET = _public("state-get", StateGetRequest, StateGetReply, "Read a state")
+STATE_SET = _public("state-set", StateSetRequest, StateSetReply, "Put a whole state")
+STATE_UPDATE = _public("state-update", StateUpdateRequest, StateUpdateReply, "Change a state")
+STATE_DELETE = _public("state-delete", StateDeleteRequest, StateDeleteReply, "Delete a state or keys of it")
+STATE_LIST = _public("state-list", StateListRequest, StateListReply, "List states")
+STATE_QUERY = _public("state-query", StateQueryRequest, StateQueryReply, "Find states by their values")
+STATE_BACKUP = _public("state-backup", StateBackupRequest, StateBackupReply, "Copy the store")
+STATE_RESTORE = _public("state-restore", StateRestoreRequest, StateRestoreReply, "Bring states back")
+CONTEXT_MERGE = _public("context-merge", ContextMergeRequest, ContextMergeReply, "Merge states or contexts")
+CONTEXT_ISOLATE = _public("context-isolate", ContextIsolateRequest, ContextIsolateReply, "Copy a state privately")
+CONTEXT_CREATE = _public("context-create", ContextCreateRequest, ContextReply, "Create a context")
+CONTEXT_GET = _public("context-get", ContextGetRequest, ContextReply, "Read a context")
+CONTEXT_UPDATE = _public("context-update", ContextUpdateRequest, ContextReply, "Change a context")
+CONTEXT_FORK = _public("context-fork", ContextForkRequest, ContextReply, "Create a child context")
+
+STATE_APPEND = _internal("state-append", AppendRequest, AppendReply, "Append events to the log")
+LOG_READ = _internal("log-read", LogReadRequest, LogReadReply, "Read the log")
+INBOX_PUT = _internal("inbox-put", InboxPutRequest, InboxPutReply, "Put something into an instance's inbox")
+INBOX_READ = _internal("inbox-read", InboxReadRequest, InboxReadReply, "Read what is in the inboxes")
+ENGINE_LEASE = _internal("engine-lease", LeaseRequest, LeaseReply, "Say that an engine lives", free=True)
+INSTANCE_CLAIM = _internal("instance-claim", ClaimRequest, ClaimReply, "Take over instances without an owner")
+INSTANCE_GET = _internal("instance-get", InstanceGetRequest, InstanceGetReply, "One instance's row")
+INSTANCE_LIST = _internal("instance-list", InstanceListRequest, InstanceListReply, "Instances' rows")
+DEFINITION_PUT = _internal("definition-put", DefinitionPutRequest, DefinitionPutReply, "Store a definition")
+DEFINITION_GET = _internal("definition-get", DefinitionGetRequest, DefinitionGetReply, "Read a definition")
+DEFINITION_LIST = _internal("definition-list", DefinitionListRequest, DefinitionListReply, "Read definitions")
+
+CONDITION_EVALUATE = _public(
+    "condition-evaluate", ConditionEvaluateRequest, ConditionEvaluateReply, "Evaluate a condition"
+)
+CONDITION_BATCH_EVALUATE = _public(
+    "condition-batch-evaluate", ConditionBatchRequest, ConditionBatchReply, "Evaluate conditions together"
+)
+CONDITION_VALIDATE = _public(
+    "condition-validate", ConditionValidateRequest, ConditionValidateReply, "Check a condition"
+)
+EXPRESSION_PARSE = _public("expression-parse", ExpressionParseRequest, ExpressionParseReply, "Parse an expression")
+DECISION_TREE = _public("decision-tree", DecisionTreeRequest, DecisionTreeReply, "Walk a decision tree")
+RULE_ENGINE = _public("rule-engine", RuleEngineRequest, RuleEngineReply, "Find the rules that apply")
+
+ERROR_HANDLE = _public("error-handle", ErrorHandleRequest, ErrorHandleReply, "Decide about an error")
+ERROR_RECOVER = _public("error-recover", ErrorRecoverRequest, ErrorRecoverReply, "Order a recovery")
+ERROR_ESCALATE = _public("error-escalate", ErrorEscalateRequest, ErrorEscalateReply, "Escalate an error")
+ERROR_ANALYZE = _public("error-analyze", ErrorAnalyzeRequest, ErrorAnalyzeReply, "Sum up errors")
+CIRCUIT_BREAKER = _public("circuit-breaker", CircuitBreakerRequest, CircuitBreakerReply, "Use a circuit breaker")
+RECOVERY_STRATEGY = _public(
+    "recovery-strategy", RecoveryStrategyRequest, RecoveryStrategyReply, "Preview a recovery"
+)
+ERROR_PATTERNS = _public("error-patterns", ErrorPatternsRequest, ErrorPatternsReply, "The known patterns")
+
+METRICS_GET = _public("metrics-get", MetricsGetRequest, MetricsGetReply, "Read metrics")
+METRICS_AGGREGATE = _public(
+    "metrics-aggregate", MetricsAggregateRequest, MetricsAggregateReply, "Metrics in steps of time"
+)
+ALERT_CREATE = _public("alert-create", AlertCreateRequest, AlertCreateReply, "Raise an alert")
+ALERT_LIST = _public("alert-list", AlertListRequest, AlertListReply, "List alerts")
+HEALTH_CHECK = _public("health-check", HealthCheckRequest, HealthCheckReply, "Check the agents")
+PERFORMANCE_REPORT = _public(
+    "performance-report", PerformanceReportRequest, PerformanceReportReply, "Report on performance"
+)
+DASHBOARD_DATA = _public("dashboard-data", DashboardDataRequest, DashboardDataReply, "Data for dashboards")
+
+CONTRACTS: Mapping[str, Contract] = {
+    contract.id: contract for contract in list(globals().values()) if isinstance(contract, Contract)
+}
+"""Every contract by its capability's id."""
+
+RENDERS_TEMPLATES = frozenset(
+    contract.id
+    for contract in (
+        TASK_EXECUTE, TASK_API_CALL, TASK_DATA_TRANSFORM, TASK_SUBPROCESS, TASK_CUSTOM, TASK_VALIDATION,
+        TASK_FILE_OPERATION, CONDITION_EVALUATE, CONDITION_BATCH_EVALUATE, DECISION_TREE, RULE_ENGINE,
+    )
+)  # fmt: skip
+"""Capabilities whose agents fill templates themselves when a request carries an attempt. For all others the engine
+has the parameters filled first (`template-render`)."""
+
+EVENT_LOG_ADVANCED = "log.advanced"
+EVENT_INBOX_FILLED = "inbox.filled"
+"""Hint {instance_id, owner}: something lies in the inbox of an instance."""
+EVENT_INSTANCES_CLAIMABLE = "instances.claimable"
+"""Hint {}: unfinished instances have no live owner."""
+EVENT_AGENT_JOINED = "agent.joined"
+EVENT_AGENT_LEFT = "agent.left"
+"""From the router, {agent_id, session_id, capabilities}."""
+EVENT_ERROR_ESCALATED = "error.escalated"
+EVENT_STATE_UPDATED = "state.updated"
+EVENT_ALERT_CHANGED = "alert.changed"
+EVENT_TASK_PROGRESS = "task.progress"
+
+
+def schema_of(struct: type) -> dict[str, Any]:
+    """Return the JSON Schema of a struct, self-contained, as announced at registration."""
+    (schema,), components = msgspec.json.schema_components((struct,), ref_template="#/$defs/{name}")
+    name = str(schema.get("$ref", "")).rpartition("/")[2]
+    root = dict(components.pop(name)) if name else dict(schema)
+    if components:
+        root["$defs"] = components
+    return root

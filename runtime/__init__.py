@@ -1,0 +1,1 @@
+"""What touches the world and is shared by the processes: settings, clock, logging, metrics, process start."""

@@ -1,0 +1,310 @@
+"""The settings of every process: typed, layered, each read and obeyed by the code that owns its section.
+
+Precedence: `AMP_*` environment over the YAML file over the defaults below. Unknown keys are refused with a
+suggestion. A process's `main` loads them once and passes its section down; nothing else reads them.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+DEFAULT_CONFIG_PATH = Path("config/agent_config.yaml")
+CONFIG_PATH_VARIABLE = "AMP_CONFIG"
+ENVIRONMENT_PREFIX = "AMP_"
+NESTING = "__"
+MAX_CONFIG_BYTES = 1024 * 1024
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Field(ge=1024, le=1024**4)]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. The message names every problem, its place and the cure."""
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, populate_by_name=True)
+
+
+class MeshSettings(Section):
+    """Where the router is and how an agent behaves on the mesh."""
+
+    router_url: str = "ws://127.0.0.1:8079/amp/v1/ws"
+    host_router: bool = True
+    """Host a router in this process when none answers at a loopback address."""
+    api_key: str | None = None
+    heartbeat_interval_seconds: Seconds = 30
+    connect_timeout_seconds: Seconds = 5
+    max_queued_requests: Count = 10_000
+    max_frame_bytes: Bytes = 8 * 1024 * 1024
+
+
+class AgentSection(Section):
+    """What every agent's section has."""
+
+    host: str = "127.0.0.1"
+    port: Port
+    agent_id: str
+    drain_timeout_seconds: Seconds = 10
+
+
+class WorkflowEngineSettings(AgentSection):
+    """Section `workflow_engine`."""
+
+    port: Port = 8080
+    agent_id: str = "workflow-engine"
+    max_concurrent_workflows: Count = 50
+    max_pending_workflows: Count = 100_000
+    workflow_timeout_default: Seconds = 3600
+    workflow_dirs: tuple[str, ...] = ("workflows",)
+    load_workflows_on_start: bool = True
+    question_timeout_seconds: Seconds = 5
+    lease_seconds: Seconds = 15
+    poison_after_losses: Count = 3
+
+
+class HttpSettings(Section):
+    """Section `task_executor.http`."""
+
+    allowed_networks: tuple[str, ...] = ()
+    """Networks or host:port pairs that are reachable although they are loopback or private."""
+    max_response_bytes: Bytes = 512 * 1024
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    connect_timeout_seconds: Seconds = 10
+    max_connections: Count = 100
+    verify_tls: bool = True
+
+
+class SubprocessSettings(Section):
+    """Section `task_executor.subprocess`."""
+
+    allowed_commands: tuple[str, ...] = ()
+    max_output_bytes: Bytes = 256 * 1024
+    memory_limit_bytes: Bytes = 1024 * 1024 * 1024
+    cpu_limit_seconds: Seconds = 3600
+
+
+class FileSettings(Section):
+    """Section `task_executor.files`."""
+
+    root: str = "data/files"
+    max_file_bytes: Bytes = 900 * 1024
+
+
+class TaskExecutorSettings(AgentSection):
+    """Section `task_executor`."""
+
+    port: Port = 8081
+    agent_id: str = "task-executor-1"
+    max_concurrent_tasks: Count = 10
+    task_timeout_default: Seconds = 300
+    max_result_bytes: Bytes = 768 * 1024
+    custom_handlers_module: str | None = None
+    custom_handlers_path: str | None = None
+    http: HttpSettings = HttpSettings()
+    subprocess: SubprocessSettings = SubprocessSettings()
+    files: FileSettings = FileSettings()
+
+
+class StateManagerSettings(AgentSection):
+    """Section `state_manager`."""
+
+    port: Port = 8082
+    agent_id: str = "state-manager"
+    use_redis: bool = False
+    redis_url: str = "redis://localhost:6379"
+    cache_ttl: Seconds = 300
+    cache_entries: Count = 10_000
+    max_state_bytes: Bytes = 768 * 1024
+
+
+class ConditionEvaluatorSettings(AgentSection):
+    """Section `condition_evaluator`."""
+
+    port: Port = 8083
+    agent_id: str = "condition-evaluator"
+    cache_ttl: Seconds = 60
+    cache_entries: Count = 10_000
+    safe_evaluation: Literal[True] = True
+    max_tree_depth: Count = 20
+    max_tree_nodes: Count = 1000
+    max_expression_length: Count = 10_000
+    evaluation_timeout: Seconds = 10
+
+
+class ErrorHandlerSettings(AgentSection):
+    """Section `error_handler`."""
+
+    port: Port = 8084
+    agent_id: str = "error-handler"
+    max_retry_attempts: Annotated[int, Field(ge=0, le=100)] = 3
+    retry_delay_seconds: Seconds = 5
+    pause_duration_seconds: Seconds = 300
+    escalation_timeout: Seconds = 300
+    max_records_per_instance: Count = 1000
+
+
+class MonitorAgentSettings(AgentSection):
+    """Section `monitor_agent`."""
+
+    port: Port = 8085
+    agent_id: str = "monitor-agent"
+    metrics_retention_hours: Count = 168
+    alert_check_interval: Seconds = 60
+    health_check_interval: Seconds = 30
+    max_alerts: Count = 1000
+
+
+class CircuitBreakerSettings(Section):
+    """Section `circuit_breaker`."""
+
+    failure_threshold: Count = 5
+    timeout_seconds: Seconds = 300
+    half_open_max_calls: Count = 3
+
+
+class DatabaseSettings(Section):
+    """Section `database`. A relative path is below `data_dir`."""
+
+    sqlite_path: str = "workflow_state.db"
+    redis_enabled: bool = False
+    redis_url: str = "redis://localhost:6379"
+    backup_interval_hours: Annotated[float, Field(ge=0, le=8760)] = 24
+    backups_kept: Count = 7
+
+
+class WebSettings(Section):
+    """Section `web`."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8090
+    agent_id: str = "web-dashboard"
+    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    max_body_bytes: Bytes = 1024 * 1024
+    max_live_clients: Count = 500
+    request_timeout_seconds: Seconds = 30
+
+
+class LoggingSettings(Section):
+    """Section `logging`. Without `format` lines are JSON when written to a file or pipe, readable on a terminal."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    format: str | None = None
+
+
+class Settings(Section):
+    """Everything, one attribute a section."""
+
+    data_dir: str = "data"
+    mesh: MeshSettings = MeshSettings()
+    workflow_engine: WorkflowEngineSettings = WorkflowEngineSettings()
+    task_executor: TaskExecutorSettings = TaskExecutorSettings()
+    state_manager: StateManagerSettings = StateManagerSettings()
+    condition_evaluator: ConditionEvaluatorSettings = ConditionEvaluatorSettings()
+    error_handler: ErrorHandlerSettings = ErrorHandlerSettings()
+    monitor_agent: MonitorAgentSettings = MonitorAgentSettings()
+    circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    web: WebSettings = WebSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Return the settings from defaults, file, environment and `overrides`, each over the one before.
+
+    Args:
+        path: The YAML file; by default `AMP_CONFIG`, else `config/agent_config.yaml` when that exists.
+        environment: By default the process's. `AMP_TASK_EXECUTOR__PORT=9001` sets `task_executor.port`.
+        overrides: Nested values from the command line.
+
+    Raises: SettingsError naming every problem.
+    """
+    environ = os.environ if environment is None else environment
+    named = path or (Path(environ[CONFIG_PATH_VARIABLE]) if environ.get(CONFIG_PATH_VARIABLE) else None)
+    values: dict[str, Any] = {}
+    if named is not None:
+        values = _read_file(named)
+    elif DEFAULT_CONFIG_PATH.is_file():
+        values = _read_file(DEFAULT_CONFIG_PATH)
+    _merge(values, _from_environment(environ))
+    _merge(values, dict(overrides or {}))
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise SettingsError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not YAML: {error}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: the top level must be a mapping of sections")
+    return loaded
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the nested values of `AMP_SECTION__KEY` variables whose first part is a section or a setting."""
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(NESTING)
+        if parts[0] not in Settings.model_fields or (len(parts) == 1 and parts[0] != "data_dir"):
+            continue
+        target = values
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+        target[parts[-1]] = yaml.safe_load(text) if text[:1] in "[{" else text
+    return values
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{place}: unknown setting{_suggestion(problem['loc'])}")
+        else:
+            lines.append(f"{place}: {problem['msg']}")
+    return "settings cannot be used:\n  " + "\n  ".join(lines)
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = Settings
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return ""
+        model = field.annotation
+    close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(model.model_fields)}"
