@@ -303,7 +303,11 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     model: type[BaseModel] = Settings
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        if (
+            field is None
+            or not isinstance(field.annotation, type)
+            or not issubclass(field.annotation, BaseModel)
+        ):
             return ""
         model = field.annotation
     close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)

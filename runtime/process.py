@@ -1,0 +1,76 @@
+"""How a process runs: the event loop, the signals, the end. No pid file: whoever started it knows it."""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from runtime.errors import RuntimeFault
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
+
+
+def run(main: Main) -> NoReturn:
+    """Run `main` on the best event loop there is and exit with what it returns.
+
+    Args:
+        main: Receives an event that SIGTERM or SIGINT sets: finish and return. A second signal cancels it.
+    """
+    sys.exit(run_to_end(main))
+
+
+def run_to_end(main: Main) -> int:
+    """Return the exit code of `main`, run as `run` does; 1 after a crash, 130 after a second signal."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            return runner.run(_with_signals(main))
+        except asyncio.CancelledError:
+            return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except RuntimeFault as fault:
+            logger.error("process_cannot_run", extra={"code": fault.code, "reason": str(fault)})
+            sys.stderr.write(f"{fault}\n")
+            return EXIT_FAILURE
+        except Exception:  # boundary: a main
+            logger.exception("process_failed")
+            return EXIT_FAILURE
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes an event loop: uvloop's when it is installed, else the standard one."""
+    if importlib.util.find_spec("uvloop") is None:
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def _with_signals(main: Main) -> int:
+    stopping = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+
+    def received(name: str) -> None:
+        if stopping.is_set():
+            logger.warning("stopping_at_once", extra={"signal": name})
+            task.cancel()
+        else:
+            logger.info("stopping", extra={"signal": name})
+            stopping.set()
+
+    with contextlib.ExitStack() as handlers:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, received, number.name)
+            handlers.callback(loop.remove_signal_handler, number)
+        return await main(stopping)
