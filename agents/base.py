@@ -179,7 +179,7 @@ class Agent:
 
     async def _join(self, wait_seconds: float | None) -> None:
         """Register under the wanted id, or under the next free one when a live agent holds it."""
-        transport = self._transport or self._default_transport()
+        self._transport = transport = self._transport or self._default_transport()
         offers = self.offers()
         wanted = self.agent_id
         for number in range(MAX_SAME_AGENTS):
