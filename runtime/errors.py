@@ -1,7 +1,8 @@
 """What can go wrong while a process starts.
 
 RuntimeFault
-└── AddressUnusable     an address cannot be listened on
+├── AddressUnusable     an address cannot be listened on
+└── ChildFailed         a supervised process does not become ready
 """
 
 
@@ -17,3 +18,9 @@ class AddressUnusable(RuntimeFault):
     """An address cannot be listened on, and another port would not help."""
 
     code = "ADDRESS_UNUSABLE"
+
+
+class ChildFailed(RuntimeFault):
+    """A supervised process did not become ready, and trying again would not help."""
+
+    code = "CHILD_FAILED"
