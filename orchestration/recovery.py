@@ -237,6 +237,8 @@ def _decide(
         case RecoveryAction.RETRY:
             return retry or (RecoveryAction.ABORT, 0.0, _why_no_retry(error, policy))
         case RecoveryAction.PAUSE:
+            if error.retryable is False:
+                return RecoveryAction.PAUSE, 0.0, "paused until somebody resumes: a retry alone cannot help"
             return pause or (RecoveryAction.ABORT, 0.0, f"paused {policy.max_pauses} times already")
         case RecoveryAction.FALLBACK if not context.fallback:
             return RecoveryAction.ABORT, 0.0, "a fallback is wished for but none is named"
@@ -298,9 +300,12 @@ def _retry(
 def _pause(
     error: ErrorInfo, context: FailureContext, history: Sequence[PastError], policy: RecoveryPolicy
 ) -> tuple[RecoveryAction, float, str] | None:
-    """Return a pause with its length, None when the task was paused for often enough."""
+    """Return a pause with its length.
+
+    None when the task was paused for often enough, or when it may not simply run again after the pause.
+    """
     granted = max(context.pauses_granted, _granted(history, context.task_id, RecoveryAction.PAUSE))
-    if granted >= policy.max_pauses:
+    if error.retryable is False or granted >= policy.max_pauses:
         return None
     wait = min(MAX_DELAY_SECONDS, max(policy.pause_duration_seconds, error.retry_after_seconds or 0.0))
     return RecoveryAction.PAUSE, wait, f"pause {granted + 1} of {policy.max_pauses}"
