@@ -1,0 +1,258 @@
+"""One instance being driven: what reaches it is decided by the machine, stored, then performed.
+
+Store first, then act: a command the world can see is performed after the facts that caused it are durable.
+Questions (conditions, recovery) change nothing and are asked at once. Only this loop changes its instance.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from orchestration import commands as cmd
+from orchestration import contracts, machine
+from orchestration import events as ev
+from orchestration import stimuli as st
+from orchestration.definition.plan import Plan
+from orchestration.documents import row_of
+from orchestration.errors import IllegalMove
+from orchestration.instance import Instance
+from runtime.clock import Clock
+
+MAX_TIMER_SECONDS = 3600.0
+"""Longest single wait of a timer: a longer one is waited for in pieces, so a clock that jumps is noticed."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Performer(Protocol):
+    """Performs what the machine wants. Answers come back through `Driver.post`."""
+
+    def perform(self, driver: "Driver", command: cmd.Command) -> None:
+        """Begin to perform a command; never wait for it."""
+        ...
+
+
+class Appender(Protocol):
+    """Stores facts durably."""
+
+    async def append(self, batch: contracts.AppendBatch) -> contracts.AppendOutcome:
+        """Return what became of the batch once it is durable or refused."""
+        ...
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """Something in the mailbox. `inbox_id` is 0 unless it came through the durable inbox."""
+
+    stimulus: st.AnyStimulus
+    inbox_id: int = 0
+
+
+class Driver:
+    """Drives one instance that this engine owns.
+
+    `committed` is the instance as it is stored: the only one that others may be told about.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        instance: Instance,
+        owner: str,
+        epoch: int,
+        log: Appender,
+        performer: Performer,
+        clock: Clock,
+        spawn: Callable[..., asyncio.Task[None]],
+        on_change: Callable[["Driver"], None],
+        on_lost: Callable[["Driver", str], None],
+    ) -> None:
+        self.plan = plan
+        self.instance = instance
+        self.committed = instance
+        self.owner = owner
+        self.epoch = epoch
+        self.lost = False
+        self.seen_inbox: set[int] = set()
+        self._log = log
+        self._performer = performer
+        self._clock = clock
+        self._spawn = spawn
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._mailbox: deque[Letter] = deque()
+        self._working: asyncio.Task[None] | None = None
+        self._due: list[tuple[datetime, int]] = []
+        self._due_count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: datetime | None = None
+
+    @property
+    def id(self) -> str:
+        """The instance's id."""
+        return self.instance.id
+
+    # --- what reaches it -------------------------------------------------------------------------------
+
+    def post(self, stimulus: st.AnyStimulus, *, inbox_id: int = 0) -> None:
+        """Put something into the mailbox. An inbox entry that is already there is not put in twice."""
+        if self.lost or (inbox_id and inbox_id in self.seen_inbox):
+            return
+        if inbox_id:
+            self.seen_inbox.add(inbox_id)
+        self._mailbox.append(Letter(stimulus, inbox_id))
+        if self._working is None:
+            self._working = self._spawn(self._work(), f"instance {self.id}")
+
+    async def idle(self) -> None:
+        """Return when everything that is in the mailbox now is decided and stored."""
+        while self._working is not None:
+            await asyncio.shield(self._working)
+
+    async def begin(self, step: machine.Step) -> contracts.AppendOutcome:
+        """Store the first step of a new instance and perform what follows from it."""
+        self.instance = step.instance
+        outcome = await self._store(step.events, [], expected_seq=0)
+        if outcome.status == "ok":
+            self._settle(step.events, step.commands)
+            if self._mailbox and self._working is None:
+                self._working = self._spawn(self._work(), f"instance {self.id}")
+        else:
+            self.lost = True
+        return outcome
+
+    def restore(self) -> None:
+        """Take up an instance that was rebuilt from its facts: do again what has to be done again."""
+        for due, _ in machine.due_times(self.plan, self.instance):
+            self._note_due(due)
+        for command in machine.pending_commands(self.plan, self.instance):
+            self._performer.perform(self, command)
+        self._arm()
+        self.post(st.Tick(at=self._clock.now()))
+
+    def let_go(self) -> None:
+        """Stop driving: another engine owns the instance, or this process ends."""
+        self.lost = True
+        self._mailbox.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- the loop --------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        try:
+            while self._mailbox and not self.lost:
+                await self._turn()
+        finally:
+            self._working = None
+
+    async def _turn(self) -> None:
+        """Decide about everything that has arrived, store it in one append, then act."""
+        before = self.instance
+        facts: list[ev.Event] = []
+        orders: list[cmd.Command] = []
+        consumed: list[int] = []
+        while self._mailbox:
+            letter = self._mailbox.popleft()
+            if letter.inbox_id:
+                consumed.append(letter.inbox_id)
+            try:
+                step = machine.advance(self.plan, self.instance, letter.stimulus)
+            except IllegalMove as error:
+                logger.info("order_refused", instance_id=self.id, reason=str(error))
+                continue
+            self.instance = step.instance
+            facts.extend(step.events)
+            for command in step.commands:
+                if isinstance(command, cmd.Question):
+                    self._performer.perform(self, command)
+                else:
+                    orders.append(command)
+        if facts or consumed:
+            outcome = await self._store(facts, consumed, expected_seq=before.seq)
+            if outcome.status != "ok":
+                self.let_go()
+                self._on_lost(self, f"{outcome.status}, the log has seq {outcome.seq}")
+                return
+        self._settle(facts, orders)
+
+    async def _store(
+        self, facts: "tuple[ev.Event, ...] | list[ev.Event]", consumed: list[int], *, expected_seq: int
+    ) -> contracts.AppendOutcome:
+        for fact in facts:
+            self._note_event(fact)
+        return await self._log.append(
+            contracts.AppendBatch(
+                instance_id=self.id,
+                owner=self.owner,
+                epoch=self.epoch,
+                expected_seq=expected_seq,
+                events=[
+                    contracts.NewEvent(type=ev.type_of(fact), at=fact.at, data=msgspec.Raw(ev.encode(fact)))
+                    for fact in facts
+                ],
+                row=row_of(self.plan, self.instance, self._due[0][0] if self._due else None),
+                consumed_inbox_ids=consumed,
+            )
+        )
+
+    def _settle(
+        self, facts: "tuple[ev.Event, ...] | list[ev.Event]", orders: "tuple[cmd.Command, ...] | list[cmd.Command]"
+    ) -> None:
+        """The facts are durable: others may know of them now, and what they ask for is done."""
+        self.committed = self.instance
+        for order in orders:
+            self._performer.perform(self, order)
+        self._arm()
+        if facts:
+            self._on_change(self)
+
+    # --- time ------------------------------------------------------------------------------------------
+
+    def _note_event(self, fact: ev.Event) -> None:
+        """Note when a fact makes something due."""
+        match fact:
+            case ev.TaskRetrying(due_at=due):
+                self._note_due(due)
+            case ev.InstancePaused(resume_at=datetime() as due):
+                self._note_due(due)
+            case ev.InstanceAdmitted(at=at):
+                self._note_due(at + timedelta(seconds=self.plan.global_timeout_seconds))
+            case ev.TaskStarted(task_id=task_id, at=at):
+                seconds = self.plan.tasks[task_id].timeout_seconds + machine.SCHEDULE_TO_START_SECONDS
+                if seconds < self.plan.global_timeout_seconds:
+                    self._note_due(at + timedelta(seconds=seconds))
+
+    def _note_due(self, due: datetime) -> None:
+        self._due_count += 1
+        heapq.heappush(self._due, (due, self._due_count))
+
+    def _arm(self) -> None:
+        """Set the timer to the earliest thing that is due."""
+        if self.instance.status.is_final or self.lost or not self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            return
+        due = self._due[0][0]
+        if self._timer is not None and self._timer_at == due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        wait = min(max((due - self._clock.now()).total_seconds(), 0.0), MAX_TIMER_SECONDS)
+        self._timer_at = due
+        self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self._clock.now()
+        while self._due and self._due[0][0] <= now:
+            heapq.heappop(self._due)
+        self.post(st.Tick(at=now))
+        self._arm()
