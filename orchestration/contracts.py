@@ -355,9 +355,10 @@ class DefinitionListRequest(Wire):
 
 
 class DefinitionListReply(Wire):
-    """Records by workflow id, ascending."""
+    """Records by workflow id, ascending. `next` is the `after` of the page that follows, empty after the last."""
 
     definitions: list[DefinitionRecord]
+    next: str = ""
 
 
 # --- workflow engine, public --------------------------------------------------------------------------------
