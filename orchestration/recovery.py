@@ -8,7 +8,7 @@ before with the history. No choice here grants a task an unbounded number of fur
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -157,6 +157,7 @@ _SEVERITY_ADVICE: Mapping[Severity, str] = {
 _FREQUENCY_ADVICE = "High error frequency: look for a common cause of the errors of this instance"
 
 _PATTERNS = tuple((pattern, re.compile(pattern.expression, re.IGNORECASE)) for pattern in PATTERNS)
+_TEXTS = ("workflow_instance_id", "workflow_id", "task_id", "agent_id")
 _SEPARATORS = re.compile(r"[^A-Z0-9]+")
 
 
@@ -182,6 +183,45 @@ def choose(
         recommendations=recommendations(error, severity, _count(history, context.at, ADVICE_WINDOW)),
         escalated=action is RecoveryAction.ESCALATE or severity is Severity.CRITICAL,
     )
+
+
+def read_question(
+    error: Mapping[str, Any], context: Mapping[str, Any], at: datetime
+) -> tuple[ErrorInfo, FailureContext]:
+    """Return what `error-handle` was asked, as the values that `choose` takes.
+
+    Args:
+        error: code, message, details, and where known retryable, retry_after_seconds (or both within details).
+        context: As in `contracts.ErrorHandleRequest`; `handler_retries` are the rounds that recovery granted
+            this task before. Without `on_error` nobody wished for anything, and the table decides.
+
+    Raises: ValueError naming the field that is wrong.
+    """
+    given = error.get("details")
+    details: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    told = {key: details[key] for key in ("retryable", "retry_after_seconds") if key in details}
+    wish = context.get("on_error")
+    if wish is not None and not isinstance(wish, Mapping):
+        raise ValueError("context.on_error must be an object with action and fallback")
+    wish = wish or {"action": "auto"}
+    asked: dict[str, Any] = {
+        **{key: context[key] for key in _TEXTS if context.get(key)},
+        "at": at,
+        "attempt": context.get("attempt") or 0,
+        "wish": wish.get("action") or "fail",
+        "fallback": wish.get("fallback") or "",
+        "retries_granted": context.get("handler_retries") or 0,
+    }
+    try:
+        info = msgspec.convert({"message": "", "code": "", **told, **error, "details": details}, ErrorInfo)
+    except msgspec.ValidationError as problem:
+        raise ValueError(f"error: {problem}") from None
+    if not info.code and not info.message:
+        raise ValueError("error: neither code nor message is given")
+    try:
+        return info, msgspec.convert(asked, FailureContext)
+    except msgspec.ValidationError as problem:
+        raise ValueError(f"context: {problem}") from None
 
 
 def severity_of(error: ErrorInfo, context: FailureContext, history: Sequence[PastError]) -> Severity:

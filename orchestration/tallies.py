@@ -152,13 +152,13 @@ def fold(instances: dict[str, OpenInstance], records: Iterable[EventRecord]) -> 
             instance = OpenInstance(
                 instance_id=record.instance_id, workflow_id=head.workflow_id, started_at=record.at
             )
-            if record.type not in _ENDS:
+            if record.type == "workflow.started":
                 instances[record.instance_id] = instance
         act(instance, head, record, changes)
         if record.type in _ENDS:
             instances.pop(record.instance_id, None)
             changes.opened.pop(record.instance_id, None)
-        else:
+        elif record.instance_id in instances:
             changes.opened[record.instance_id] = instance
     return changes
 
