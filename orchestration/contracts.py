@@ -48,7 +48,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
 # --- shared pieces -----------------------------------------------------------------------------------------
 
 
-class ErrorInfo(Wire):
+class ErrorInfo(Wire, frozen=True, kw_only=True):
     """What went wrong with an attempt or an instance, safe to log, store and show."""
 
     code: str
@@ -58,7 +58,7 @@ class ErrorInfo(Wire):
     retry_after_seconds: float | None = None
 
 
-class Attempt(Wire):
+class Attempt(Wire, frozen=True, kw_only=True):
     """What an executor knows about the attempt it performs. It travels as the request payload's `context`.
 
     `variables` holds the values of the names that the task's templates use, and only those. `declared` lists the
@@ -79,7 +79,7 @@ class Attempt(Wire):
     output_names: list[str] = []
 
 
-class TaskResult(Wire):
+class TaskResult(Wire, frozen=True, kw_only=True):
     """What a finished attempt answers. `primary` is the value that outputs without a match are taken from."""
 
     result: Object
@@ -88,7 +88,7 @@ class TaskResult(Wire):
     metadata: Object = {}
 
 
-class EventRecord(Wire):
+class EventRecord(Wire, frozen=True, kw_only=True):
     """One row of the log. `data` is the event as JSON, tagged by `type`; `offset` grows over the whole store."""
 
     offset: int
@@ -99,7 +99,7 @@ class EventRecord(Wire):
     data: msgspec.Raw
 
 
-class InstanceRow(Wire):
+class InstanceRow(Wire, frozen=True, kw_only=True):
     """One row an instance: the columns that lists show and search, written with the events they sum up.
 
     `wake_at` and `wake_reason` say why an unfinished instance will be looked at again, and when at the latest.
@@ -130,7 +130,7 @@ class InstanceRow(Wire):
 # --- the log: state manager, internal -----------------------------------------------------------------------
 
 
-class NewEvent(Wire):
+class NewEvent(Wire, frozen=True, kw_only=True):
     """An event to append. `data` is the encoded event, stored as it is."""
 
     type: str
@@ -138,7 +138,7 @@ class NewEvent(Wire):
     data: msgspec.Raw
 
 
-class AppendBatch(Wire):
+class AppendBatch(Wire, frozen=True, kw_only=True):
     """The next events of one instance. `expected_seq` is the seq of its last event that the sender knows, 0 for a new one.
 
     `row` replaces the instance's row (its owner, epoch and seq columns are set by the store).
@@ -154,13 +154,13 @@ class AppendBatch(Wire):
     consumed_inbox_ids: list[int] = []
 
 
-class AppendRequest(Wire):
+class AppendRequest(Wire, frozen=True, kw_only=True):
     """Batches of different instances, stored in one transaction; each succeeds or conflicts by itself."""
 
     batches: list[AppendBatch]
 
 
-class AppendOutcome(Wire):
+class AppendOutcome(Wire, frozen=True, kw_only=True):
     """`status` ok: stored, `seq` is the last event's. conflict: nothing stored, `seq` is what the store has.
 
     stale_owner: nothing stored, another engine owns the instance.
@@ -172,13 +172,13 @@ class AppendOutcome(Wire):
     offset: int = 0
 
 
-class AppendReply(Wire):
+class AppendReply(Wire, frozen=True, kw_only=True):
     """One outcome a batch, in the same order."""
 
     outcomes: list[AppendOutcome]
 
 
-class LogReadRequest(Wire):
+class LogReadRequest(Wire, frozen=True, kw_only=True):
     """Events after an offset, oldest first; with `instance_id`, those of one instance after `after` as its seq."""
 
     after: int = 0
@@ -187,7 +187,7 @@ class LogReadRequest(Wire):
     types: list[str] = []
 
 
-class LogReadReply(Wire):
+class LogReadReply(Wire, frozen=True, kw_only=True):
     """`next` is the offset (or seq) to read after next time; `end` is true when nothing more is there now."""
 
     events: list[EventRecord]
@@ -195,13 +195,13 @@ class LogReadReply(Wire):
     end: bool
 
 
-class LogAdvanced(Wire):
+class LogAdvanced(Wire, frozen=True, kw_only=True):
     """Data of the event `log.advanced`: the newest committed offset. A hint that may be lost."""
 
     offset: int
 
 
-class InboxPutRequest(Wire):
+class InboxPutRequest(Wire, frozen=True, kw_only=True):
     """Something that happens to an instance from outside. The same `dedupe_key` is stored once.
 
     kind: pause, resume, stop, task_retry, task_skip, task_result, state_update.
@@ -213,7 +213,7 @@ class InboxPutRequest(Wire):
     dedupe_key: str | None = None
 
 
-class InboxPutReply(Wire):
+class InboxPutReply(Wire, frozen=True, kw_only=True):
     """`found` is false when there is no such instance, `open` false when it has ended: nothing is stored then."""
 
     inbox_id: int
@@ -222,7 +222,7 @@ class InboxPutReply(Wire):
     status: InstanceStatus | None = None
 
 
-class InboxItem(Wire):
+class InboxItem(Wire, frozen=True, kw_only=True):
     """One entry of an instance's inbox."""
 
     inbox_id: int
@@ -232,7 +232,7 @@ class InboxItem(Wire):
     at: datetime
 
 
-class InboxReadRequest(Wire):
+class InboxReadRequest(Wire, frozen=True, kw_only=True):
     """Unconsumed entries of the instances an owner holds, in order."""
 
     owner: str
@@ -240,13 +240,13 @@ class InboxReadRequest(Wire):
     limit: Limit = 500
 
 
-class InboxReadReply(Wire):
+class InboxReadReply(Wire, frozen=True, kw_only=True):
     """The entries, oldest first."""
 
     items: list[InboxItem]
 
 
-class LeaseRequest(Wire):
+class LeaseRequest(Wire, frozen=True, kw_only=True):
     """An engine says that it lives. `owner` is unique for each process start."""
 
     owner: str
@@ -255,39 +255,39 @@ class LeaseRequest(Wire):
     release: bool = False
 
 
-class LeaseReply(Wire):
+class LeaseReply(Wire, frozen=True, kw_only=True):
     """`open_instances` counts unfinished instances without a live owner: something to claim."""
 
     lease_seconds: float
     claimable: int
 
 
-class ClaimRequest(Wire):
+class ClaimRequest(Wire, frozen=True, kw_only=True):
     """Take over unfinished instances whose owner holds no live lease, oldest first."""
 
     owner: str
     limit: Limit = 50
 
 
-class ClaimReply(Wire):
+class ClaimReply(Wire, frozen=True, kw_only=True):
     """The rows now owned by the caller, each with its new epoch."""
 
     rows: list[InstanceRow]
 
 
-class InstanceGetRequest(Wire):
+class InstanceGetRequest(Wire, frozen=True, kw_only=True):
     """One instance's row."""
 
     instance_id: str
 
 
-class InstanceGetReply(Wire):
+class InstanceGetReply(Wire, frozen=True, kw_only=True):
     """`row` is null when there is no such instance."""
 
     row: InstanceRow | None
 
 
-class InstanceListRequest(Wire):
+class InstanceListRequest(Wire, frozen=True, kw_only=True):
     """Rows, newest first. `cursor` comes from the reply before. Empty filters mean all."""
 
     statuses: list[InstanceStatus] = []
@@ -299,7 +299,7 @@ class InstanceListRequest(Wire):
     cursor: str | None = None
 
 
-class InstanceListReply(Wire):
+class InstanceListReply(Wire, frozen=True, kw_only=True):
     """`counts` are the matches by status, so that a page can show totals."""
 
     rows: list[InstanceRow]
@@ -308,7 +308,7 @@ class InstanceListReply(Wire):
     counts: dict[str, int] = {}
 
 
-class DefinitionRecord(Wire):
+class DefinitionRecord(Wire, frozen=True, kw_only=True):
     """A stored definition. `content` is its normalized form, `source` the text the user sent, `hash` the SHA-256 of the content."""
 
     workflow_id: str
@@ -321,40 +321,40 @@ class DefinitionRecord(Wire):
     created_at: datetime | None = None
 
 
-class DefinitionPutRequest(Wire):
+class DefinitionPutRequest(Wire, frozen=True, kw_only=True):
     """Store a definition. Equal content is accepted again; other content under a used id and version needs `overwrite`."""
 
     definition: DefinitionRecord
     overwrite: bool = False
 
 
-class DefinitionPutReply(Wire):
+class DefinitionPutReply(Wire, frozen=True, kw_only=True):
     """`status`: created, updated, unchanged, or exists (refused: other content, no overwrite)."""
 
     status: Literal["created", "updated", "unchanged", "exists"]
 
 
-class DefinitionGetRequest(Wire):
+class DefinitionGetRequest(Wire, frozen=True, kw_only=True):
     """The newest definition of a workflow, or the one with this hash."""
 
     workflow_id: str = ""
     hash: str = ""
 
 
-class DefinitionGetReply(Wire):
+class DefinitionGetReply(Wire, frozen=True, kw_only=True):
     """`definition` is null when there is none."""
 
     definition: DefinitionRecord | None
 
 
-class DefinitionListRequest(Wire):
+class DefinitionListRequest(Wire, frozen=True, kw_only=True):
     """The newest definition of every workflow, by id."""
 
     limit: Limit = MAX_PAGE_ROWS
     after: str = ""
 
 
-class DefinitionListReply(Wire):
+class DefinitionListReply(Wire, frozen=True, kw_only=True):
     """Records by workflow id, ascending. `next` is the `after` of the page that follows, empty after the last."""
 
     definitions: list[DefinitionRecord]
@@ -364,7 +364,7 @@ class DefinitionListReply(Wire):
 # --- workflow engine, public --------------------------------------------------------------------------------
 
 
-class WorkflowCreateRequest(Request):
+class WorkflowCreateRequest(Request, frozen=True, kw_only=True):
     """Check and store a definition given as an object."""
 
     definition: Object
@@ -373,7 +373,7 @@ class WorkflowCreateRequest(Request):
     format: Literal["yaml", "json"] = "json"
 
 
-class WorkflowCreated(Wire):
+class WorkflowCreated(Wire, frozen=True, kw_only=True):
     """`status`: created, updated or unchanged. `warnings` are findings that do not hinder a start."""
 
     workflow_id: str
@@ -382,7 +382,7 @@ class WorkflowCreated(Wire):
     warnings: list[Object] = []
 
 
-class WorkflowLoadRequest(Request):
+class WorkflowLoadRequest(Request, frozen=True, kw_only=True):
     """Check and store a definition from a file below the engine's workflow folders."""
 
     file_path: str
@@ -390,7 +390,7 @@ class WorkflowLoadRequest(Request):
     overwrite: bool = True
 
 
-class WorkflowStartRequest(Request):
+class WorkflowStartRequest(Request, frozen=True, kw_only=True):
     """Start an instance. The same `instance_id` starts only once."""
 
     workflow_id: str
@@ -399,7 +399,7 @@ class WorkflowStartRequest(Request):
     trigger: str = "api"
 
 
-class WorkflowStarted(Wire):
+class WorkflowStarted(Wire, frozen=True, kw_only=True):
     """`status` is the instance's: pending or running; what it has now when `instance_id` was used before."""
 
     instance_id: str
@@ -408,7 +408,7 @@ class WorkflowStarted(Wire):
     created: bool = True
 
 
-class WorkflowControlRequest(Request):
+class WorkflowControlRequest(Request, frozen=True, kw_only=True):
     """Pause, resume or stop an instance. `duration` seconds end a pause by itself."""
 
     instance_id: str
@@ -416,7 +416,7 @@ class WorkflowControlRequest(Request):
     duration: float | None = None
 
 
-class WorkflowControlled(Wire):
+class WorkflowControlled(Wire, frozen=True, kw_only=True):
     """The command is stored durably and will be obeyed; `status` is the instance's when that was noted."""
 
     instance_id: str
@@ -424,34 +424,34 @@ class WorkflowControlled(Wire):
     accepted: bool = True
 
 
-class WorkflowStatusRequest(Request):
+class WorkflowStatusRequest(Request, frozen=True, kw_only=True):
     """The status document of one instance."""
 
     instance_id: str
 
 
-class WorkflowStatus(Wire):
+class WorkflowStatus(Wire, frozen=True, kw_only=True):
     """`instance`: id, workflow_id, status, times, inputs, outputs, error_message. `tasks`: by id."""
 
     instance: Object
     tasks: Object
 
 
-class WorkflowListRequest(Request):
+class WorkflowListRequest(Request, frozen=True, kw_only=True):
     """The stored workflows, and with `include_instances` the newest instances."""
 
     include_instances: bool = False
     limit: Limit = 100
 
 
-class WorkflowList(Wire):
+class WorkflowList(Wire, frozen=True, kw_only=True):
     """`workflows`: by id."""
 
     workflows: Object
     instances: list[Object] = []
 
 
-class TaskRetryRequest(Request):
+class TaskRetryRequest(Request, frozen=True, kw_only=True):
     """Run a failed task of an instance again, in place."""
 
     workflow_instance_id: str
@@ -459,7 +459,7 @@ class TaskRetryRequest(Request):
     retry_config: Object = {}
 
 
-class TaskSkipRequest(Request):
+class TaskSkipRequest(Request, frozen=True, kw_only=True):
     """Skip a task of an instance that has not finished."""
 
     workflow_instance_id: str
@@ -467,7 +467,7 @@ class TaskSkipRequest(Request):
     reason: str = ""
 
 
-class TaskControlled(Wire):
+class TaskControlled(Wire, frozen=True, kw_only=True):
     """The command is stored durably and will be obeyed."""
 
     accepted: bool
@@ -478,7 +478,7 @@ class TaskControlled(Wire):
 # --- task executor, public ----------------------------------------------------------------------------------
 
 
-class TaskExecuteRequest(Request):
+class TaskExecuteRequest(Request, frozen=True, kw_only=True):
     """Run a task of any type the executor knows. `task_config` is that type's parameters."""
 
     task_type: str
@@ -488,7 +488,7 @@ class TaskExecuteRequest(Request):
     task_id: str = ""
 
 
-class ApiCallRequest(Request):
+class ApiCallRequest(Request, frozen=True, kw_only=True):
     """An HTTP request, or several at once with `parallel_requests`."""
 
     method: Literal["GET", "POST", "PUT", "DELETE", "PATCH"] = "GET"
@@ -504,7 +504,7 @@ class ApiCallRequest(Request):
     until: str | None = None
 
 
-class ApiCallReply(Wire):
+class ApiCallReply(Wire, frozen=True, kw_only=True):
     """`success` means a status below 400. `response_data` is the JSON body, else {text}."""
 
     status_code: int
@@ -514,7 +514,7 @@ class ApiCallReply(Wire):
     execution_time: float = 0.0
 
 
-class DataTransformRequest(Request):
+class DataTransformRequest(Request, frozen=True, kw_only=True):
     """Apply transformations in order."""
 
     input_data: Any
@@ -522,7 +522,7 @@ class DataTransformRequest(Request):
     output_format: str = "json"
 
 
-class DataTransformReply(Wire):
+class DataTransformReply(Wire, frozen=True, kw_only=True):
     """The final data and what was applied, with result sizes."""
 
     transformed_data: Any
@@ -530,7 +530,7 @@ class DataTransformReply(Wire):
     execution_time: float = 0.0
 
 
-class SubprocessRequest(Request):
+class SubprocessRequest(Request, frozen=True, kw_only=True):
     """Run a program from the allow-list. There is never a shell."""
 
     command: str
@@ -542,7 +542,7 @@ class SubprocessRequest(Request):
     stdin: str | None = None
 
 
-class SubprocessReply(Wire):
+class SubprocessReply(Wire, frozen=True, kw_only=True):
     """What the program answered; long output is cut and says so."""
 
     exit_code: int
@@ -552,7 +552,7 @@ class SubprocessReply(Wire):
     execution_time: float = 0.0
 
 
-class ValidationRequest(Request):
+class ValidationRequest(Request, frozen=True, kw_only=True):
     """Check data against rules and, when given, a JSON Schema."""
 
     data: Any
@@ -560,7 +560,7 @@ class ValidationRequest(Request):
     schema: Object | None = None
 
 
-class ValidationReply(Wire):
+class ValidationReply(Wire, frozen=True, kw_only=True):
     """An invalid document is an answer, not a failure."""
 
     is_valid: bool
@@ -568,7 +568,7 @@ class ValidationReply(Wire):
     execution_time: float = 0.0
 
 
-class FileOperationRequest(Request):
+class FileOperationRequest(Request, frozen=True, kw_only=True):
     """Work on files below the configured root."""
 
     operation: Literal["read", "write", "append", "delete", "copy"] = "write"
@@ -580,7 +580,7 @@ class FileOperationRequest(Request):
     additional_files: list[Object] = []
 
 
-class FileOperationReply(Wire):
+class FileOperationReply(Wire, frozen=True, kw_only=True):
     """Which keys are set depends on the operation."""
 
     operation: str
@@ -595,21 +595,21 @@ class FileOperationReply(Wire):
     files: list[Object] | None = None
 
 
-class CustomTaskRequest(Request):
+class CustomTaskRequest(Request, frozen=True, kw_only=True):
     """Run a handler that the operator registered."""
 
     task_name: str
     parameters: Object = {}
 
 
-class CustomTaskReply(Wire):
+class CustomTaskReply(Wire, frozen=True, kw_only=True):
     """What the handler answered."""
 
     result: Any
     task_name: str
 
 
-class TemplateRenderRequest(Wire):
+class TemplateRenderRequest(Wire, frozen=True, kw_only=True):
     """Fill the templates in parameters meant for an agent that knows no templates."""
 
     parameters: Object
@@ -617,20 +617,20 @@ class TemplateRenderRequest(Wire):
     declared: list[str] = []
 
 
-class TemplateRenderReply(Wire):
+class TemplateRenderReply(Wire, frozen=True, kw_only=True):
     """The parameters with every template replaced."""
 
     parameters: Object
 
 
-class TaskCancelRequest(Wire):
+class TaskCancelRequest(Wire, frozen=True, kw_only=True):
     """Stop working on an attempt; its result is no longer wanted."""
 
     token: str
     reason: str = ""
 
 
-class TaskCancelReply(Wire):
+class TaskCancelReply(Wire, frozen=True, kw_only=True):
     """`found` is false when the executor does not have that attempt (any more)."""
 
     found: bool
@@ -639,7 +639,7 @@ class TaskCancelReply(Wire):
 # --- state manager, public ----------------------------------------------------------------------------------
 
 
-class StateGetRequest(Request):
+class StateGetRequest(Request, frozen=True, kw_only=True):
     """The state kept under an instance id; of a running instance, its context variables."""
 
     workflow_instance_id: str
@@ -647,7 +647,7 @@ class StateGetRequest(Request):
     include_history: bool = False
 
 
-class StateGetReply(Wire):
+class StateGetReply(Wire, frozen=True, kw_only=True):
     """`version` 0 means that nothing was ever set. `history` is newest first, 50 entries at most."""
 
     state: Object
@@ -655,7 +655,7 @@ class StateGetReply(Wire):
     history: list[Object] = []
 
 
-class StateSetRequest(Request):
+class StateSetRequest(Request, frozen=True, kw_only=True):
     """Put a whole state. Existing state is replaced only with `overwrite`."""
 
     workflow_instance_id: str
@@ -664,14 +664,14 @@ class StateSetRequest(Request):
     description: str = ""
 
 
-class StateSetReply(Wire):
+class StateSetReply(Wire, frozen=True, kw_only=True):
     """The version written."""
 
     success: bool
     version: int
 
 
-class StateUpdateRequest(Request):
+class StateUpdateRequest(Request, frozen=True, kw_only=True):
     """Change keys (merge) or replace the whole."""
 
     workflow_instance_id: str
@@ -680,7 +680,7 @@ class StateUpdateRequest(Request):
     description: str = ""
 
 
-class StateUpdateReply(Wire):
+class StateUpdateReply(Wire, frozen=True, kw_only=True):
     """The version written and the keys it touched."""
 
     success: bool
@@ -688,35 +688,35 @@ class StateUpdateReply(Wire):
     updated_keys: list[str]
 
 
-class StateDeleteRequest(Request):
+class StateDeleteRequest(Request, frozen=True, kw_only=True):
     """Delete a state, or only some of its keys."""
 
     workflow_instance_id: str
     keys: list[str] = []
 
 
-class StateDeleteReply(Wire):
+class StateDeleteReply(Wire, frozen=True, kw_only=True):
     """What was there and is gone."""
 
     success: bool
     deleted_keys: list[str]
 
 
-class StateListRequest(Request):
+class StateListRequest(Request, frozen=True, kw_only=True):
     """States by id, newest change first."""
 
     prefix: str = ""
     limit: Limit = 100
 
 
-class StateListReply(Wire):
+class StateListReply(Wire, frozen=True, kw_only=True):
     """Each: workflow_instance_id, version, created_at, updated_at."""
 
     states: list[Object]
     total_count: int
 
 
-class StateQueryRequest(Request):
+class StateQueryRequest(Request, frozen=True, kw_only=True):
     """States whose values match. A filter is {key: value} or {key: {"op": "gt", "value": 5}}; keys may be dotted."""
 
     filters: Object = {}
@@ -724,20 +724,20 @@ class StateQueryRequest(Request):
     limit: Limit = 100
 
 
-class StateQueryReply(Wire):
+class StateQueryReply(Wire, frozen=True, kw_only=True):
     """The matches, each with its workflow_instance_id, version and (projected) state."""
 
     results: list[Object]
     total_count: int
 
 
-class StateBackupRequest(Request):
+class StateBackupRequest(Request, frozen=True, kw_only=True):
     """Write a consistent copy of the store while it is in use. `name` is a plain file name in the backup folder."""
 
     name: str = ""
 
 
-class StateBackupReply(Wire):
+class StateBackupReply(Wire, frozen=True, kw_only=True):
     """Where the copy is and how large."""
 
     backup: str
@@ -745,20 +745,20 @@ class StateBackupReply(Wire):
     created_at: str
 
 
-class StateRestoreRequest(Request):
+class StateRestoreRequest(Request, frozen=True, kw_only=True):
     """Bring back the states (not the log) of a backup."""
 
     name: str
     workflow_instance_ids: list[str] = []
 
 
-class StateRestoreReply(Wire):
+class StateRestoreReply(Wire, frozen=True, kw_only=True):
     """How many states were restored."""
 
     restored: int
 
 
-class ContextMergeRequest(Request):
+class ContextMergeRequest(Request, frozen=True, kw_only=True):
     """Copy state between instances, or merge AMP context objects (`context_id`, `source_context_ids`)."""
 
     source_instance_id: str = ""
@@ -769,7 +769,7 @@ class ContextMergeRequest(Request):
     source_context_ids: list[str] = []
 
 
-class ContextMergeReply(Wire):
+class ContextMergeReply(Wire, frozen=True, kw_only=True):
     """The keys that were written."""
 
     success: bool
@@ -777,7 +777,7 @@ class ContextMergeReply(Wire):
     context: Object | None = None
 
 
-class ContextIsolateRequest(Request):
+class ContextIsolateRequest(Request, frozen=True, kw_only=True):
     """Give an instance a private copy of its state under a new id, or of some of its keys."""
 
     workflow_instance_id: str
@@ -785,7 +785,7 @@ class ContextIsolateRequest(Request):
     keys: list[str] = []
 
 
-class ContextIsolateReply(Wire):
+class ContextIsolateReply(Wire, frozen=True, kw_only=True):
     """The id of the copy."""
 
     isolated_id: str
@@ -793,7 +793,7 @@ class ContextIsolateReply(Wire):
     keys: list[str]
 
 
-class ContextCreateRequest(Request):
+class ContextCreateRequest(Request, frozen=True, kw_only=True):
     """Create an AMP context object."""
 
     session_id: str = ""
@@ -803,13 +803,13 @@ class ContextCreateRequest(Request):
     context_id: str = ""
 
 
-class ContextGetRequest(Request):
+class ContextGetRequest(Request, frozen=True, kw_only=True):
     """Read an AMP context object; another agent's private memory is never in the answer."""
 
     context_id: str
 
 
-class ContextUpdateRequest(Request):
+class ContextUpdateRequest(Request, frozen=True, kw_only=True):
     """Change keys of the shared memory and of the caller's own memory."""
 
     context_id: str
@@ -818,14 +818,14 @@ class ContextUpdateRequest(Request):
     merge_strategy: Literal["merge", "replace"] = "merge"
 
 
-class ContextForkRequest(Request):
+class ContextForkRequest(Request, frozen=True, kw_only=True):
     """Create a child context that starts with the parent's shared memory."""
 
     context_id: str
     session_id: str = ""
 
 
-class ContextReply(Wire):
+class ContextReply(Wire, frozen=True, kw_only=True):
     """The context object as the caller may see it."""
 
     context: Object
@@ -836,7 +836,7 @@ class ContextReply(Wire):
 ConditionType = Literal["python", "simple", "regex", "custom", "json_path"]
 
 
-class ConditionEvaluateRequest(Request):
+class ConditionEvaluateRequest(Request, frozen=True, kw_only=True):
     """Is a condition true in a context?"""
 
     expression: str
@@ -846,7 +846,7 @@ class ConditionEvaluateRequest(Request):
     use_cache: bool = True
 
 
-class ConditionEvaluateReply(Wire):
+class ConditionEvaluateReply(Wire, frozen=True, kw_only=True):
     """`details`: expression, condition_type, context_keys, evaluation_successful, error."""
 
     result: bool
@@ -855,7 +855,7 @@ class ConditionEvaluateReply(Wire):
     from_cache: bool
 
 
-class ConditionBatchRequest(Request):
+class ConditionBatchRequest(Request, frozen=True, kw_only=True):
     """Several conditions over one context."""
 
     conditions: list[Object]
@@ -863,7 +863,7 @@ class ConditionBatchRequest(Request):
     operator: Literal["and", "or", "all", "any"] = "and"
 
 
-class ConditionBatchReply(Wire):
+class ConditionBatchReply(Wire, frozen=True, kw_only=True):
     """The joined result and each one's."""
 
     overall_result: bool
@@ -871,14 +871,14 @@ class ConditionBatchReply(Wire):
     evaluation_time_ms: float
 
 
-class ConditionValidateRequest(Request):
+class ConditionValidateRequest(Request, frozen=True, kw_only=True):
     """Would a condition parse? Which names does it use? Nothing is evaluated."""
 
     expression: str
     condition_type: ConditionType = "python"
 
 
-class ConditionValidateReply(Wire):
+class ConditionValidateReply(Wire, frozen=True, kw_only=True):
     """`errors` say what is wrong and where."""
 
     valid: bool
@@ -886,13 +886,13 @@ class ConditionValidateReply(Wire):
     names: list[str]
 
 
-class ExpressionParseRequest(Request):
+class ExpressionParseRequest(Request, frozen=True, kw_only=True):
     """The structure of an expression."""
 
     expression: str
 
 
-class ExpressionParseReply(Wire):
+class ExpressionParseReply(Wire, frozen=True, kw_only=True):
     """`tree` is the syntax tree as nested objects; `names` and `functions` are what it refers to."""
 
     valid: bool
@@ -902,14 +902,14 @@ class ExpressionParseReply(Wire):
     errors: list[Object]
 
 
-class DecisionTreeRequest(Request):
+class DecisionTreeRequest(Request, frozen=True, kw_only=True):
     """Walk a tree of conditions to a leaf."""
 
     tree: Object
     context: Object = {}
 
 
-class DecisionTreeReply(Wire):
+class DecisionTreeReply(Wire, frozen=True, kw_only=True):
     """`path` is a list of "true", "false", "error"."""
 
     result: Any
@@ -917,7 +917,7 @@ class DecisionTreeReply(Wire):
     evaluations: list[Object]
 
 
-class RuleEngineRequest(Request):
+class RuleEngineRequest(Request, frozen=True, kw_only=True):
     """Find the rules that apply, by priority."""
 
     rules: list[Object]
@@ -925,7 +925,7 @@ class RuleEngineRequest(Request):
     execution_mode: Literal["first_match", "all_matches", "highest_priority"] = "first_match"
 
 
-class RuleEngineReply(Wire):
+class RuleEngineReply(Wire, frozen=True, kw_only=True):
     """The rules that matched and their actions."""
 
     matched_rules: list[Object]
@@ -936,7 +936,7 @@ class RuleEngineReply(Wire):
 # --- error handler, public ----------------------------------------------------------------------------------
 
 
-class ErrorHandleRequest(Request):
+class ErrorHandleRequest(Request, frozen=True, kw_only=True):
     """What should happen about this error? With `auto_recover` the handler also orders it.
 
     `error`: code, message, details. `context`: workflow_instance_id, workflow_id, task_id, agent_id, attempt,
@@ -949,7 +949,7 @@ class ErrorHandleRequest(Request):
     escalate_immediately: bool = False
 
 
-class ErrorHandleReply(Wire):
+class ErrorHandleReply(Wire, frozen=True, kw_only=True):
     """`recovery_action` is a RecoveryAction; `delay_seconds` belongs to retry and pause."""
 
     handled: bool
@@ -962,7 +962,7 @@ class ErrorHandleReply(Wire):
     reason: str = ""
 
 
-class ErrorRecoverRequest(Request):
+class ErrorRecoverRequest(Request, frozen=True, kw_only=True):
     """Order a recovery action."""
 
     recovery_action: str
@@ -970,7 +970,7 @@ class ErrorRecoverRequest(Request):
     recovery_config: Object = {}
 
 
-class ErrorRecoverReply(Wire):
+class ErrorRecoverReply(Wire, frozen=True, kw_only=True):
     """`next_action` is "escalate" when the order failed."""
 
     success: bool
@@ -978,7 +978,7 @@ class ErrorRecoverReply(Wire):
     next_action: str
 
 
-class ErrorEscalateRequest(Request):
+class ErrorEscalateRequest(Request, frozen=True, kw_only=True):
     """Bring an error to people's attention."""
 
     error: Object
@@ -986,7 +986,7 @@ class ErrorEscalateRequest(Request):
     reason: str = ""
 
 
-class ErrorEscalateReply(Wire):
+class ErrorEscalateReply(Wire, frozen=True, kw_only=True):
     """The alert that was raised."""
 
     escalated: bool
@@ -994,7 +994,7 @@ class ErrorEscalateReply(Wire):
     severity: Severity
 
 
-class ErrorAnalyzeRequest(Request):
+class ErrorAnalyzeRequest(Request, frozen=True, kw_only=True):
     """What went wrong lately?"""
 
     time_window_hours: float = 24
@@ -1002,7 +1002,7 @@ class ErrorAnalyzeRequest(Request):
     workflow_ids: list[str] = []
 
 
-class ErrorAnalyzeReply(Wire):
+class ErrorAnalyzeReply(Wire, frozen=True, kw_only=True):
     """Counts, patterns, advice."""
 
     error_summary: Object
@@ -1010,7 +1010,7 @@ class ErrorAnalyzeReply(Wire):
     recommendations: list[str]
 
 
-class CircuitBreakerRequest(Request):
+class CircuitBreakerRequest(Request, frozen=True, kw_only=True):
     """Look at or change the breaker of a resource."""
 
     operation: Literal["check", "trip", "reset", "status"]
@@ -1018,7 +1018,7 @@ class CircuitBreakerRequest(Request):
     config: Object = {}
 
 
-class CircuitBreakerReply(Wire):
+class CircuitBreakerReply(Wire, frozen=True, kw_only=True):
     """`state`: closed, open, half_open. Times are ISO 8601 or empty."""
 
     state: str
@@ -1028,7 +1028,7 @@ class CircuitBreakerReply(Wire):
     allowed: bool = True
 
 
-class RecoveryStrategyRequest(Request):
+class RecoveryStrategyRequest(Request, frozen=True, kw_only=True):
     """Which recovery would be chosen for an error code, without recording anything."""
 
     error_code: str
@@ -1036,7 +1036,7 @@ class RecoveryStrategyRequest(Request):
     context: Object = {}
 
 
-class RecoveryStrategyReply(Wire):
+class RecoveryStrategyReply(Wire, frozen=True, kw_only=True):
     """The choice and its reason."""
 
     recovery_action: RecoveryAction
@@ -1045,13 +1045,13 @@ class RecoveryStrategyReply(Wire):
     reason: str
 
 
-class ErrorPatternsRequest(Request):
+class ErrorPatternsRequest(Request, frozen=True, kw_only=True):
     """The known patterns and how often each was seen."""
 
     time_window_hours: float = 24
 
 
-class ErrorPatternsReply(Wire):
+class ErrorPatternsReply(Wire, frozen=True, kw_only=True):
     """Each: name, pattern, severity, action, count, last_seen."""
 
     patterns: list[Object]
@@ -1060,7 +1060,7 @@ class ErrorPatternsReply(Wire):
 # --- monitor, public ----------------------------------------------------------------------------------------
 
 
-class MetricsGetRequest(Request):
+class MetricsGetRequest(Request, frozen=True, kw_only=True):
     """Metrics of workflows, tasks, agents or the system over a time range such as 30m, 1h, 7d."""
 
     metric_type: Literal["workflow", "task", "agent", "system"]
@@ -1070,14 +1070,14 @@ class MetricsGetRequest(Request):
     time_range: str = "1h"
 
 
-class MetricsGetReply(Wire):
+class MetricsGetReply(Wire, frozen=True, kw_only=True):
     """By workflow, task or agent id; one object for the system."""
 
     metrics: Object
     timestamp: str
 
 
-class MetricsAggregateRequest(Request):
+class MetricsAggregateRequest(Request, frozen=True, kw_only=True):
     """Executions counted in steps of time."""
 
     metric: Literal["executions", "failures", "duration", "tasks"] = "executions"
@@ -1086,14 +1086,14 @@ class MetricsAggregateRequest(Request):
     workflow_id: str = ""
 
 
-class MetricsAggregateReply(Wire):
+class MetricsAggregateReply(Wire, frozen=True, kw_only=True):
     """Each point: at, value, and by status where that applies."""
 
     points: list[Object]
     timestamp: str
 
 
-class AlertCreateRequest(Request):
+class AlertCreateRequest(Request, frozen=True, kw_only=True):
     """Raise an alert."""
 
     alert_type: str
@@ -1103,14 +1103,14 @@ class AlertCreateRequest(Request):
     metadata: Object = {}
 
 
-class AlertCreateReply(Wire):
+class AlertCreateReply(Wire, frozen=True, kw_only=True):
     """`created` is false when the same alert was open already and was counted up."""
 
     alert_id: str
     created: bool
 
 
-class AlertListRequest(Request):
+class AlertListRequest(Request, frozen=True, kw_only=True):
     """Alerts, newest first."""
 
     severity: str = ""
@@ -1118,20 +1118,20 @@ class AlertListRequest(Request):
     limit: Limit = 100
 
 
-class AlertListReply(Wire):
+class AlertListReply(Wire, frozen=True, kw_only=True):
     """Each: id, type, severity, title, description, metadata, created_at, acknowledged, resolved, count."""
 
     alerts: list[Object]
     total_count: int
 
 
-class HealthCheckRequest(Request):
+class HealthCheckRequest(Request, frozen=True, kw_only=True):
     """Are the agents well? With `agent_id`, one of them."""
 
     agent_id: str = ""
 
 
-class HealthCheckReply(Wire):
+class HealthCheckReply(Wire, frozen=True, kw_only=True):
     """`status`: healthy, degraded or unhealthy; `agents` by id."""
 
     status: str
@@ -1139,7 +1139,7 @@ class HealthCheckReply(Wire):
     checked_at: str
 
 
-class PerformanceReportRequest(Request):
+class PerformanceReportRequest(Request, frozen=True, kw_only=True):
     """A report over a time range."""
 
     report_type: Literal["summary", "detailed", "trends"]
@@ -1148,21 +1148,21 @@ class PerformanceReportRequest(Request):
     include_predictions: bool = False
 
 
-class PerformanceReportReply(Wire):
+class PerformanceReportReply(Wire, frozen=True, kw_only=True):
     """The report's fields depend on its type."""
 
     report: Object
     generated_at: str
 
 
-class DashboardDataRequest(Request):
+class DashboardDataRequest(Request, frozen=True, kw_only=True):
     """The data behind the dashboard's widgets: overview, performance, alerts, workflows."""
 
     widgets: list[str] = msgspec.field(default_factory=lambda: ["overview"])
     refresh_interval: int = 30
 
 
-class DashboardDataReply(Wire):
+class DashboardDataReply(Wire, frozen=True, kw_only=True):
     """By widget."""
 
     dashboard: Object
@@ -1180,26 +1180,44 @@ def _public(id: str, request: type, reply: type, description: str, *, free: bool
 
 def _internal(id: str, request: type, reply: type, description: str, *, free: bool = False) -> Contract:
     return Contract(
-        id=id, request=request, reply=reply, description=description, category="internal", internal=True, free=free
+        id=id,
+        request=request,
+        reply=reply,
+        description=description,
+        category="internal",
+        internal=True,
+        free=free,
     )
 
 
-WORKFLOW_CREATE = _public("workflow-create", WorkflowCreateRequest, WorkflowCreated, "Check and store a definition")
-WORKFLOW_LOAD = _public("workflow-load", WorkflowLoadRequest, WorkflowCreated, "Store a definition from a file")
+WORKFLOW_CREATE = _public(
+    "workflow-create", WorkflowCreateRequest, WorkflowCreated, "Check and store a definition"
+)
+WORKFLOW_LOAD = _public(
+    "workflow-load", WorkflowLoadRequest, WorkflowCreated, "Store a definition from a file"
+)
 WORKFLOW_START = _public("workflow-start", WorkflowStartRequest, WorkflowStarted, "Start an instance")
-WORKFLOW_STOP = _public("workflow-stop", WorkflowControlRequest, WorkflowControlled, "Stop an instance", free=True)
-WORKFLOW_PAUSE = _public("workflow-pause", WorkflowControlRequest, WorkflowControlled, "Pause an instance", free=True)
+WORKFLOW_STOP = _public(
+    "workflow-stop", WorkflowControlRequest, WorkflowControlled, "Stop an instance", free=True
+)
+WORKFLOW_PAUSE = _public(
+    "workflow-pause", WorkflowControlRequest, WorkflowControlled, "Pause an instance", free=True
+)
 WORKFLOW_RESUME = _public(
     "workflow-resume", WorkflowControlRequest, WorkflowControlled, "Resume an instance", free=True
 )
-WORKFLOW_STATUS = _public("workflow-status", WorkflowStatusRequest, WorkflowStatus, "Where an instance stands")
+WORKFLOW_STATUS = _public(
+    "workflow-status", WorkflowStatusRequest, WorkflowStatus, "Where an instance stands"
+)
 WORKFLOW_LIST = _public("workflow-list", WorkflowListRequest, WorkflowList, "The stored workflows")
 TASK_RETRY = _public("task-retry", TaskRetryRequest, TaskControlled, "Run a failed task again", free=True)
 TASK_SKIP = _public("task-skip", TaskSkipRequest, TaskControlled, "Skip a task", free=True)
 
 TASK_EXECUTE = _public("task-execute", TaskExecuteRequest, TaskResult, "Run a task of any known type")
 TASK_API_CALL = _public("task-api-call", ApiCallRequest, ApiCallReply, "Make HTTP requests")
-TASK_DATA_TRANSFORM = _public("task-data-transform", DataTransformRequest, DataTransformReply, "Transform data")
+TASK_DATA_TRANSFORM = _public(
+    "task-data-transform", DataTransformRequest, DataTransformReply, "Transform data"
+)
 TASK_SUBPROCESS = _public("task-subprocess", SubprocessRequest, SubprocessReply, "Run an allowed program")
 TASK_CUSTOM = _public("task-custom", CustomTaskRequest, CustomTaskReply, "Run a registered handler")
 TASK_VALIDATION = _public("task-validation", ValidationRequest, ValidationReply, "Check data against rules")
@@ -1218,7 +1236,9 @@ STATE_QUERY = _public("state-query", StateQueryRequest, StateQueryReply, "Find s
 STATE_BACKUP = _public("state-backup", StateBackupRequest, StateBackupReply, "Copy the store")
 STATE_RESTORE = _public("state-restore", StateRestoreRequest, StateRestoreReply, "Bring states back")
 CONTEXT_MERGE = _public("context-merge", ContextMergeRequest, ContextMergeReply, "Merge states or contexts")
-CONTEXT_ISOLATE = _public("context-isolate", ContextIsolateRequest, ContextIsolateReply, "Copy a state privately")
+CONTEXT_ISOLATE = _public(
+    "context-isolate", ContextIsolateRequest, ContextIsolateReply, "Copy a state privately"
+)
 CONTEXT_CREATE = _public("context-create", ContextCreateRequest, ContextReply, "Create a context")
 CONTEXT_GET = _public("context-get", ContextGetRequest, ContextReply, "Read a context")
 CONTEXT_UPDATE = _public("context-update", ContextUpdateRequest, ContextReply, "Change a context")
@@ -1245,7 +1265,9 @@ CONDITION_BATCH_EVALUATE = _public(
 CONDITION_VALIDATE = _public(
     "condition-validate", ConditionValidateRequest, ConditionValidateReply, "Check a condition"
 )
-EXPRESSION_PARSE = _public("expression-parse", ExpressionParseRequest, ExpressionParseReply, "Parse an expression")
+EXPRESSION_PARSE = _public(
+    "expression-parse", ExpressionParseRequest, ExpressionParseReply, "Parse an expression"
+)
 DECISION_TREE = _public("decision-tree", DecisionTreeRequest, DecisionTreeReply, "Walk a decision tree")
 RULE_ENGINE = _public("rule-engine", RuleEngineRequest, RuleEngineReply, "Find the rules that apply")
 
@@ -1253,7 +1275,9 @@ ERROR_HANDLE = _public("error-handle", ErrorHandleRequest, ErrorHandleReply, "De
 ERROR_RECOVER = _public("error-recover", ErrorRecoverRequest, ErrorRecoverReply, "Order a recovery")
 ERROR_ESCALATE = _public("error-escalate", ErrorEscalateRequest, ErrorEscalateReply, "Escalate an error")
 ERROR_ANALYZE = _public("error-analyze", ErrorAnalyzeRequest, ErrorAnalyzeReply, "Sum up errors")
-CIRCUIT_BREAKER = _public("circuit-breaker", CircuitBreakerRequest, CircuitBreakerReply, "Use a circuit breaker")
+CIRCUIT_BREAKER = _public(
+    "circuit-breaker", CircuitBreakerRequest, CircuitBreakerReply, "Use a circuit breaker"
+)
 RECOVERY_STRATEGY = _public(
     "recovery-strategy", RecoveryStrategyRequest, RecoveryStrategyReply, "Preview a recovery"
 )
