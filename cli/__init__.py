@@ -1,1 +1,1 @@
-"""What a person types: the `amp` command."""
+"""What a person types: up, run, validate, schema, version. Data goes to standard output, talk to standard error."""

@@ -44,7 +44,7 @@ class ChildSpec:
     """What to run.
 
     `environment` is added to ours. `health_url` is None when the child says it in a log line. Children start in
-    ascending order of `stage` and stop in descending order.
+    ascending order of `stage` and stop in ascending order of `stop_stage`.
     """
 
     name: str
@@ -52,6 +52,7 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     health_url: str | None = None
     stage: int = 0
+    stop_stage: int = 0
     ready_timeout_seconds: float = 60.0
     stop_timeout_seconds: float = 15.0
 

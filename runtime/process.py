@@ -39,7 +39,6 @@ def run_to_end(main: Main) -> int:
             return EXIT_INTERRUPTED
         except RuntimeFault as fault:
             logger.error("process_cannot_run", extra={"code": fault.code, "reason": str(fault)})
-            sys.stderr.write(f"{fault}\n")
             return EXIT_FAILURE
         except Exception:  # boundary: a main
             logger.exception("process_failed")

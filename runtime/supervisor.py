@@ -1,4 +1,4 @@
-"""Several processes as one: started in order, each when the ones before it are ready, and stopped in reverse order."""
+"""Several processes as one: started in order, each when the ones before it are ready, and stopped in order."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ class Supervisor:
         restarts = policy or RestartPolicy()
         self.children = [
             Child(spec, emit=emit, client=self._client, clock=clock, random=random, policy=restarts)
-            for spec in sorted(specs, key=lambda spec: spec.stage)
+            for spec in specs
         ]
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -61,14 +61,14 @@ class Supervisor:
 
         Raises: ChildFailed when one never becomes ready.
         """
-        for stage in self._stages():
+        for stage in _grouped(self.children, lambda child: child.spec.stage):
             self._runs |= {asyncio.ensure_future(child.run()) for child in stage}
             await self._first_failure(asyncio.gather(*(child.ready.wait() for child in stage)))
 
     async def stop(self) -> None:
-        """Stop everything, the last stage first. Works twice and before `start`."""
+        """Stop everything in the order of the stop stages. Works twice and before `start`."""
         try:
-            for stage in reversed(self._stages()):
+            for stage in _grouped(self.children, lambda child: child.spec.stop_stage):
                 await asyncio.gather(*(child.stop() for child in stage))
             await asyncio.gather(*self._runs, return_exceptions=True)
         except asyncio.CancelledError:
@@ -115,7 +115,7 @@ class Supervisor:
             doing.cancel()
             await asyncio.gather(asked, doing, return_exceptions=True)
 
-    def _stages(self) -> list[list[Child]]:
-        return [
-            list(group) for _, group in itertools.groupby(self.children, key=lambda child: child.spec.stage)
-        ]
+
+def _grouped(children: Sequence[Child], stage: Callable[[Child], int]) -> list[list[Child]]:
+    """Return the children by stage, ascending."""
+    return [list(group) for _, group in itertools.groupby(sorted(children, key=stage), key=stage)]

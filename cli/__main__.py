@@ -1,0 +1,5 @@
+"""`python -m cli` is `amp`."""
+
+from cli.main import main
+
+main()

@@ -1,0 +1,130 @@
+"""Runs a job on a mesh that is up already, through its dashboard: REST to start it, the live channel to watch it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from cli.errors import CommandError, ExitCode
+from cli.http import Server
+from cli.progress import ENDS, Progress
+from cli.run import Job, Outcome
+
+SUBPROTOCOL = "amp.ui.v1"
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+FIRST_RETRY_SECONDS = 0.2
+MAX_RETRY_SECONDS = 5.0
+MAX_RETRIES = 20
+TERMINAL = frozenset(ENDS.values())
+
+
+class RemoteRunner:
+    """Runs a job through the dashboard at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._server = Server(url)
+
+    async def run(self, job: Job, progress: Progress) -> Outcome:
+        """Return how the instance ended. Raises: CommandError when the server refuses it or is gone for long."""
+        try:
+            await self._server.post(
+                "api", "workflows", body={"definition": job.definition, "overwrite": True}
+            )
+            instance_id = await start(self._server, job.workflow_id, job.inputs)
+            progress.say(f"instance {instance_id}: {self._server.url}/instances/{instance_id}")
+            return await watch(self._server, job.workflow_id, instance_id, progress)
+        finally:
+            await self._server.close()
+
+
+async def start(server: Server, workflow_id: str, inputs: Mapping[str, Any]) -> str:
+    """Return the id of the instance that was started."""
+    started = await server.post("api", "workflows", workflow_id, "start", body={"inputs": inputs})
+    return str(started["instance_id"])
+
+
+async def watch(server: Server, workflow_id: str, instance_id: str, progress: Progress) -> Outcome:
+    """Tell an instance's events until it ends and return how it did. A broken connection is taken up where it was."""
+    last_error: Any = None
+    async for event in _events(server, instance_id):
+        progress.tell(event)
+        last_error = event.get("error") if event["type"] in ENDS else last_error
+    status = await server.get("api", "workflows", instance_id, "status")
+    instance = status["instance"]
+    message = instance.get("error_message")
+    return Outcome(
+        instance_id=instance_id,
+        workflow_id=workflow_id,
+        status=str(instance["status"]),
+        outputs=instance.get("outputs") or {},
+        error=last_error or ({"message": message} if message else None),
+        tasks=status.get("tasks") or {},
+    )
+
+
+async def _events(server: Server, instance_id: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield the instance's events up to the one that ends it, through interruptions.
+
+    Raises: CommandError (unreachable) after many failures in a row.
+    """
+    seq, failures = 0, 0
+    while True:
+        try:
+            async for frame in _frames(server, instance_id, seq):
+                failures = 0
+                for event in _events_of(frame):
+                    seq = max(seq, int(event.get("seq", seq)))
+                    yield event
+                    if event["type"] in ENDS:
+                        return
+                if _is_over(frame):
+                    return
+        except (OSError, WebSocketException, TimeoutError) as error:
+            failures += 1
+            if failures > MAX_RETRIES:
+                raise CommandError(
+                    f"{server.url} cannot be reached ({error}); instance {instance_id} goes on without us",
+                    ExitCode.UNREACHABLE,
+                ) from None
+            await asyncio.sleep(min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0**failures))
+
+
+async def _frames(server: Server, instance_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+    parts = urlsplit(server.url)
+    async with connect(
+        server.websocket_url,
+        origin=f"{parts.scheme}://{parts.netloc}",  # type: ignore[arg-type]
+        subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+        max_size=MAX_FRAME_BYTES,
+        proxy=None,
+    ) as socket:
+        subscription: dict[str, Any] = {"op": "sub", "id": 1, "topic": f"instance:{instance_id}"}
+        await socket.send(json.dumps({**subscription, **({"after": after} if after else {})}))
+        async for text in socket:
+            frame = json.loads(text)
+            match frame.get("op"):
+                case "ping":
+                    await socket.send(json.dumps({"op": "pong"}))
+                case "resync":
+                    return
+                case "error":
+                    raise CommandError(
+                        str(frame.get("detail", "the live channel refused")), ExitCode.NOT_FOUND
+                    )
+                case _:
+                    yield frame
+
+
+def _events_of(frame: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list(frame.get("events", ())) if frame.get("op") == "events" else []
+
+
+def _is_over(frame: Mapping[str, Any]) -> bool:
+    """Return whether a snapshot shows an instance that has ended."""
+    if frame.get("op") != "snapshot":
+        return False
+    return str(frame["data"]["instance"]["status"]) in TERMINAL
