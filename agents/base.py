@@ -14,12 +14,12 @@ from random import Random
 from typing import Any, ClassVar, NoReturn
 
 import structlog
+from amp.client import AgentIdentity, MeshClient
+from amp.hosting import HostingTransport
 from prometheus_client import CollectorRegistry, Gauge
 
 from amp.capability import Capability, Incoming, Offer
-from amp.client import AgentIdentity, MeshClient
 from amp.errors import AgentIdInUse
-from amp.hosting import HostingTransport
 from amp.transports.base import Transport
 from orchestration.contracts import Contract, schema_of
 from runtime import logging as runtime_logging
@@ -85,7 +85,9 @@ class Agent:
         self._serve_http = serve_http
         self._tasks: set[asyncio.Task[Any]] = set()
         self._state = "new"
-        self._connected = Gauge("amp_agent_connected", "1 while registered on the mesh", registry=self.metrics)
+        self._connected = Gauge(
+            "amp_agent_connected", "1 while registered on the mesh", registry=self.metrics
+        )
 
     # --- what a subclass says --------------------------------------------------------------------------
 
@@ -218,7 +220,10 @@ class Agent:
     def _default_transport(self) -> Transport:
         mesh = self.settings.mesh
         return HostingTransport(
-            mesh.router_url, api_key=mesh.api_key, host_router=mesh.host_router, max_frame_bytes=mesh.max_frame_bytes
+            mesh.router_url,
+            api_key=mesh.api_key,
+            host_router=mesh.host_router,
+            max_frame_bytes=mesh.max_frame_bytes,
         )
 
     async def stop(self) -> None:

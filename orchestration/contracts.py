@@ -139,8 +139,9 @@ class NewEvent(Wire, frozen=True, kw_only=True):
 
 
 class AppendBatch(Wire, frozen=True, kw_only=True):
-    """The next events of one instance. `expected_seq` is the seq of its last event that the sender knows, 0 for a new one.
+    """The next events of one instance.
 
+    `expected_seq` is the seq of its last event that the sender knows, 0 for a new instance.
     `row` replaces the instance's row (its owner, epoch and seq columns are set by the store).
     `consumed_inbox_ids` leave the inbox in the same transaction.
     """
@@ -309,7 +310,10 @@ class InstanceListReply(Wire, frozen=True, kw_only=True):
 
 
 class DefinitionRecord(Wire, frozen=True, kw_only=True):
-    """A stored definition. `content` is its normalized form, `source` the text the user sent, `hash` the SHA-256 of the content."""
+    """A stored definition.
+
+    `content` is its normalized form, `hash` the SHA-256 of that, `source` the text that the user sent.
+    """
 
     workflow_id: str
     version: str
@@ -322,7 +326,10 @@ class DefinitionRecord(Wire, frozen=True, kw_only=True):
 
 
 class DefinitionPutRequest(Wire, frozen=True, kw_only=True):
-    """Store a definition. Equal content is accepted again; other content under a used id and version needs `overwrite`."""
+    """Store a definition.
+
+    Equal content is accepted again; other content under a used id and version needs `overwrite`.
+    """
 
     definition: DefinitionRecord
     overwrite: bool = False

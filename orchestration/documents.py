@@ -44,7 +44,9 @@ def wake_reason(instance: Instance) -> str:
         case InstanceStatus.PAUSED:
             return f"paused: {instance.pause_reason or 'by request'}"
         case InstanceStatus.RUNNING:
-            waits = (_task_reason(instance.runs[task_id]) for task_id in list(instance.active)[:MAX_CURRENT_TASKS])
+            waits = (
+                _task_reason(instance.runs[task_id]) for task_id in list(instance.active)[:MAX_CURRENT_TASKS]
+            )
             return "; ".join(waits)
         case _:
             return ""

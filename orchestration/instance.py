@@ -94,7 +94,17 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
 class Draft:
     """An instance while facts are applied to it. `unblocked` collects tasks whose last dependency became final."""
 
-    __slots__ = ("_fields", "active", "counts", "finished", "open_runs", "plan", "runs", "unblocked", "variables")
+    __slots__ = (
+        "_fields",
+        "active",
+        "counts",
+        "finished",
+        "open_runs",
+        "plan",
+        "runs",
+        "unblocked",
+        "variables",
+    )
 
     def __init__(self, plan: Plan, instance: Instance | None) -> None:
         self.plan = plan
@@ -201,13 +211,18 @@ def evolve(draft: Draft, event: ev.Event) -> None:
         case ev.InstanceResumed():
             begun = draft.started_at is not None
             draft.put(
-                status=InstanceStatus.RUNNING if begun else InstanceStatus.PENDING, pause_reason="", resume_at=None
+                status=InstanceStatus.RUNNING if begun else InstanceStatus.PENDING,
+                pause_reason="",
+                resume_at=None,
             )
         case ev.InstanceCompleted():
             draft.put(status=InstanceStatus.COMPLETED, completed_at=event.at, outputs=event.outputs)
         case ev.InstanceFailed():
             draft.put(
-                status=InstanceStatus.FAILED, completed_at=event.at, error=event.error, failed_task=event.task_id
+                status=InstanceStatus.FAILED,
+                completed_at=event.at,
+                error=event.error,
+                failed_task=event.task_id,
             )
         case ev.InstanceCancelled():
             error = ErrorInfo(code="CANCELLED", message=event.reason) if event.reason else None
@@ -257,7 +272,12 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
             _release_dependents(draft, draft.plan.tasks[run.task_id])
         case ev.AttemptFailed():
             draft.put_run(
-                run, status=TaskStatus.RUNNING, token="", failures=run.failures + 1, error=event.error, deciding=True
+                run,
+                status=TaskStatus.RUNNING,
+                token="",
+                failures=run.failures + 1,
+                error=event.error,
+                deciding=True,
             )
         case ev.AttemptLost():
             draft.put_run(run, losses=run.losses + 1, token="")

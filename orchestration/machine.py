@@ -14,10 +14,10 @@ from orchestration import commands as cmd
 from orchestration import events as ev
 from orchestration import stimuli as st
 from orchestration.contracts import ErrorInfo
+from orchestration.definition.inputs import check_outputs
 from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.errors import IllegalMove
 from orchestration.instance import ACTIVE, BLOCKING, Draft, Instance, Run, evolve, new_draft
-from orchestration.definition.inputs import check_outputs
 from orchestration.outputs import map_outputs, workflow_outputs
 from orchestration.retry import delay_seconds, should_retry
 from orchestration.status import Effects, InstanceStatus, RecoveryAction, TaskStatus
@@ -65,7 +65,13 @@ class _Turn:
 
 
 def start(
-    plan: Plan, instance_id: str, inputs: dict[str, Any], *, at: datetime, trigger: str = "api", admit: bool = False
+    plan: Plan,
+    instance_id: str,
+    inputs: dict[str, Any],
+    *,
+    at: datetime,
+    trigger: str = "api",
+    admit: bool = False,
 ) -> Step:
     """Return the first step of an instance. `inputs` are checked and have their defaults.
 
@@ -96,7 +102,9 @@ def replay(plan: Plan, instance_id: str, events: Iterable[ev.Event]) -> Instance
     for event in events:
         if draft is None:
             if not isinstance(event, ev.InstanceStarted):
-                raise ValueError(f"instance {instance_id}: its first event is {ev.type_of(event)}, not its start")
+                raise ValueError(
+                    f"instance {instance_id}: its first event is {ev.type_of(event)}, not its start"
+                )
             draft = new_draft(plan, instance_id, event)
         evolve(draft, event)
         draft.unblocked.clear()
@@ -135,7 +143,9 @@ def pending_commands(plan: Plan, instance: Instance) -> tuple[cmd.Command, ...]:
         elif run.status is TaskStatus.RUNNING:
             again = task.effects in REPEATABLE
             found.append(
-                cmd.Dispatch(task_id, run.attempt, run.token) if again else cmd.AwaitResult(task_id, run.token)
+                cmd.Dispatch(task_id, run.attempt, run.token)
+                if again
+                else cmd.AwaitResult(task_id, run.token)
             )
         elif run.status is TaskStatus.READY and run.condition_met is None and _needs_question(task):
             found.append(cmd.AskCondition(task_id))
@@ -148,7 +158,9 @@ def due_times(plan: Plan, instance: Instance) -> list[tuple[datetime, str]]:
         return []
     times: list[tuple[datetime, str]] = []
     if instance.started_at is not None:
-        times.append((instance.started_at + timedelta(seconds=plan.global_timeout_seconds), "time for the whole is up"))
+        times.append(
+            (instance.started_at + timedelta(seconds=plan.global_timeout_seconds), "time for the whole is up")
+        )
     if instance.resume_at is not None:
         times.append((instance.resume_at, "the pause ends"))
     for task_id in instance.active:
@@ -239,7 +251,9 @@ def _attempt_vanished(turn: _Turn, stimulus: st.AttemptVanished) -> None:
         )
     )
     if task.effects not in REPEATABLE:
-        message = "the agent disappeared; whether the work was done is unknown, and it must not be repeated blindly"
+        message = (
+            "the agent disappeared; whether the work was done is unknown, and it must not be repeated blindly"
+        )
         error = ErrorInfo(code="OUTCOME_UNKNOWN", message=message, retryable=False)
         _attempt_failed(turn, turn.draft.runs[run.task_id], error, jitter=0.0)
     elif run.losses + 1 >= MAX_LOSSES:
@@ -278,7 +292,9 @@ def _recovery_answer(turn: _Turn, stimulus: st.RecoveryAnswer) -> None:
             _retry(turn, run, turn.at, "again when the instance is resumed")
             ends = turn.at + delay if action is RecoveryAction.PAUSE and stimulus.delay_seconds > 0 else None
             if turn.draft.status is InstanceStatus.RUNNING:
-                reason = f"task {run.task_id} failed with {run.error.code}: {stimulus.reason or run.error.message}"
+                reason = (
+                    f"task {run.task_id} failed with {run.error.code}: {stimulus.reason or run.error.message}"
+                )
                 turn.record(ev.InstancePaused(at=turn.at, reason=reason, resume_at=ends))
         case RecoveryAction.FALLBACK:
             pass
@@ -301,7 +317,9 @@ def _tick(turn: _Turn, stimulus: st.Tick) -> None:
     draft, now = turn.draft, stimulus.at
     limit = turn.plan.global_timeout_seconds
     if draft.started_at is not None and now >= draft.started_at + timedelta(seconds=limit):
-        error = ErrorInfo(code="TIMEOUT_EXCEEDED", message=f"not finished within {limit:g} s", retryable=False)
+        error = ErrorInfo(
+            code="TIMEOUT_EXCEEDED", message=f"not finished within {limit:g} s", retryable=False
+        )
         _end_early(turn, ev.InstanceFailed(at=now, error=error), "the time for the whole is up")
         return
     if draft.status is InstanceStatus.PAUSED and draft.resume_at is not None and now >= draft.resume_at:
@@ -351,7 +369,10 @@ def _stop(turn: _Turn, stimulus: st.StopOrder) -> None:
 def _retry_order(turn: _Turn, stimulus: st.RetryOrder) -> None:
     run = _known_run(turn, stimulus.task_id)
     waits = run.status is TaskStatus.RETRYING or run.deciding
-    if not (run.status is TaskStatus.FAILED or run.skip_reason == "recovery" or waits) or run.awaiting_fallback:
+    if (
+        not (run.status is TaskStatus.FAILED or run.skip_reason == "recovery" or waits)
+        or run.awaiting_fallback
+    ):
         raise IllegalMove(f"task {run.task_id} is {run.status}; only a task that failed can be run again")
     turn.record(ev.TaskReset(at=turn.at, task_id=run.task_id, reason=stimulus.reason))
     _proceed(turn, run.task_id)
@@ -369,7 +390,9 @@ def _skip_order(turn: _Turn, stimulus: st.SkipOrder) -> None:
 def _known_run(turn: _Turn, task_id: str) -> Run:
     run = turn.draft.runs.get(task_id)
     if run is None:
-        raise IllegalMove(f"the workflow has no task {task_id!r}; it has {', '.join(list(turn.plan.tasks)[:20])}")
+        raise IllegalMove(
+            f"the workflow has no task {task_id!r}; it has {', '.join(list(turn.plan.tasks)[:20])}"
+        )
     return run
 
 
@@ -454,7 +477,9 @@ def _attempt_failed(turn: _Turn, run: Run, error: ErrorInfo, jitter: float) -> N
 
 def _retry(turn: _Turn, run: Run, due_at: datetime, reason: str) -> None:
     turn.record(
-        ev.TaskRetrying(at=turn.at, task_id=run.task_id, attempt=run.attempt + 1, due_at=due_at, reason=reason)
+        ev.TaskRetrying(
+            at=turn.at, task_id=run.task_id, attempt=run.attempt + 1, due_at=due_at, reason=reason
+        )
     )
 
 

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import msgspec
+from amp.client import Event
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
@@ -28,7 +29,6 @@ from agents.workflow_engine.errors import (
 from agents.workflow_engine.log_writer import LogWriter
 from agents.workflow_engine.performer import MeshPerformer
 from amp.capability import Incoming, Offer
-from amp.client import Event
 from amp.errors import AmpError
 from amp.transports.base import Transport
 from orchestration import contracts, machine
@@ -102,8 +102,12 @@ class WorkflowEngine(Agent):
         self._claim_wanted = asyncio.Event()
         self._draining = False
         self._started = Counter("amp_instances_started", "Instances started here", registry=self.metrics)
-        self._ended = Counter("amp_instances_ended", "Instances ended here", ["status"], registry=self.metrics)
-        self._dispatched = Counter("amp_attempts_dispatched", "Attempts sent", ["capability"], registry=self.metrics)
+        self._ended = Counter(
+            "amp_instances_ended", "Instances ended here", ["status"], registry=self.metrics
+        )
+        self._dispatched = Counter(
+            "amp_attempts_dispatched", "Attempts sent", ["capability"], registry=self.metrics
+        )
         self._seconds = Histogram("amp_instance_seconds", "How long instances took", registry=self.metrics)
         for name, text, held in (
             ("amp_instances_owned", "Unfinished instances that this engine owns", self._drivers),
@@ -162,7 +166,9 @@ class WorkflowEngine(Agent):
     async def on_stop(self) -> None:
         """Let go of every instance, durably, so that another engine takes it up at once."""
         self._draining = True
-        await asyncio.gather(*(driver.idle() for driver in list(self._drivers.values())), return_exceptions=True)
+        await asyncio.gather(
+            *(driver.idle() for driver in list(self._drivers.values())), return_exceptions=True
+        )
         for driver in self._drivers.values():
             driver.let_go()
         await self._log.stop()
@@ -198,7 +204,10 @@ class WorkflowEngine(Agent):
         return await self.mesh.request(
             contracts.ENGINE_LEASE.id,
             contracts.LeaseRequest(
-                owner=self.owner, agent_id=self.agent_id, lease_seconds=self.section.lease_seconds, release=release
+                owner=self.owner,
+                agent_id=self.agent_id,
+                lease_seconds=self.section.lease_seconds,
+                release=release,
             ),
             reply_type=contracts.LeaseReply,
             timeout_seconds=self.section.lease_seconds / LEASE_RENEWALS,
@@ -316,7 +325,11 @@ class WorkflowEngine(Agent):
 
     def _admit_next(self) -> None:
         """Let the longest waiting instances begin while there are free slots."""
-        while self._pending and len(self._running) < self.section.max_concurrent_workflows and not self._draining:
+        while (
+            self._pending
+            and len(self._running) < self.section.max_concurrent_workflows
+            and not self._draining
+        ):
             instance_id, _ = self._pending.popitem(last=False)
             self._running.add(instance_id)
             self._drivers[instance_id].post(st.Admit(at=self.clock.now()))
@@ -435,7 +448,12 @@ class WorkflowEngine(Agent):
         if name in self._drivers:
             return self._known(self._drivers[name].committed)
         step = machine.start(
-            plan, name, ready, at=self.clock.now(), trigger=trigger, admit=self._has_slot() and not self._draining
+            plan,
+            name,
+            ready,
+            at=self.clock.now(),
+            trigger=trigger,
+            admit=self._has_slot() and not self._draining,
         )
         driver = self._new_driver(plan, step.instance, epoch=1)
         self._drivers[name] = driver
@@ -484,7 +502,9 @@ class WorkflowEngine(Agent):
             raise InstanceNotFound(f"there is no instance {instance_id!r}", {"instance_id": instance_id})
         return reply.row
 
-    async def pause_workflow(self, instance_id: str, *, reason: str = "", duration: float | None = None) -> str:
+    async def pause_workflow(
+        self, instance_id: str, *, reason: str = "", duration: float | None = None
+    ) -> str:
         """Dispatch nothing more of an instance until it is resumed, or for `duration` seconds; return its status."""
         return (await self._put(instance_id, "pause", {"reason": reason, "duration": duration})).value
 
@@ -504,7 +524,9 @@ class WorkflowEngine(Agent):
     async def _on_load(self, request: Incoming) -> contracts.WorkflowCreated:
         asked: contracts.WorkflowLoadRequest = request.parameters
         path = self.catalog.resolve(asked.file_path)
-        return await self.catalog.load(path, format=FORMATS.get(path.suffix, asked.format), overwrite=asked.overwrite)
+        return await self.catalog.load(
+            path, format=FORMATS.get(path.suffix, asked.format), overwrite=asked.overwrite
+        )
 
     async def _on_start_workflow(self, request: Incoming) -> contracts.WorkflowStarted:
         asked: contracts.WorkflowStartRequest = request.parameters
@@ -512,7 +534,10 @@ class WorkflowEngine(Agent):
             asked.workflow_id, asked.inputs, instance_id=asked.instance_id, trigger=asked.trigger
         )
         return contracts.WorkflowStarted(
-            instance_id=started.id, status=started.status, workflow_id=started.workflow_id, created=started.created
+            instance_id=started.id,
+            status=started.status,
+            workflow_id=started.workflow_id,
+            created=started.created,
         )
 
     async def _on_pause(self, request: Incoming) -> contracts.WorkflowControlled:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
+from amp.client import MeshClient
 
 from agents.workflow_engine.errors import DefinitionExists, FileRefused, InvalidDefinition, WorkflowNotFound
-from amp.client import MeshClient
 from orchestration import contracts
 from orchestration.definition.compile import compile_plan, definition_hash, load_plan, normalize
 from orchestration.definition.parse import (
@@ -48,7 +48,9 @@ class Catalog:
             overwrite=request.overwrite,
         )
 
-    async def load(self, path: Path, *, format: Literal["yaml", "json"], overwrite: bool) -> contracts.WorkflowCreated:
+    async def load(
+        self, path: Path, *, format: Literal["yaml", "json"], overwrite: bool
+    ) -> contracts.WorkflowCreated:
         """Check and store the definition in a file.
 
         Raises: FileRefused, InvalidDefinition, DefinitionExists.
@@ -80,9 +82,16 @@ class Catalog:
                     continue
                 try:
                     stored = await self.load(path, format=format, overwrite=True)
-                    logger.info("workflow_loaded", workflow_id=stored.workflow_id, path=str(path), status=stored.status)
+                    logger.info(
+                        "workflow_loaded",
+                        workflow_id=stored.workflow_id,
+                        path=str(path),
+                        status=stored.status,
+                    )
                 except (InvalidDefinition, FileRefused, DefinitionExists) as error:
-                    logger.warning("workflow_file_refused", path=str(path), reason=error.message, **error.details)
+                    logger.warning(
+                        "workflow_file_refused", path=str(path), reason=error.message, **error.details
+                    )
 
     async def _store(
         self, parsed: ParsedDefinition, *, source: str, format: Literal["yaml", "json"], overwrite: bool

@@ -203,7 +203,9 @@ class Driver:
         )
 
     def _settle(
-        self, facts: "tuple[ev.Event, ...] | list[ev.Event]", orders: "tuple[cmd.Command, ...] | list[cmd.Command]"
+        self,
+        facts: "tuple[ev.Event, ...] | list[ev.Event]",
+        orders: "tuple[cmd.Command, ...] | list[cmd.Command]",
     ) -> None:
         """The facts are durable: others may know of them now, and what they ask for is done."""
         self.committed = self.instance

@@ -8,8 +8,8 @@ import asyncio
 from collections import deque
 
 import structlog
-
 from amp.client import MeshClient
+
 from amp.errors import AmpError
 from orchestration import contracts
 
@@ -82,7 +82,9 @@ class LogWriter:
                 )
                 break
             except AmpError as error:
-                logger.warning("append_refused", code=error.code, error_message=error.message, batches=len(taken))
+                logger.warning(
+                    "append_refused", code=error.code, error_message=error.message, batches=len(taken)
+                )
                 await asyncio.sleep(RETRY_SECONDS)
         for (batch, future), outcome in zip(taken, reply.outcomes, strict=True):
             settled = await self._settle(batch, outcome)
@@ -93,7 +95,11 @@ class LogWriter:
         self, batch: contracts.AppendBatch, outcome: contracts.AppendOutcome
     ) -> contracts.AppendOutcome:
         """Tell a real conflict from our own append that was stored although its answer was lost."""
-        if outcome.status != "conflict" or outcome.seq < batch.expected_seq + len(batch.events) or not batch.events:
+        if (
+            outcome.status != "conflict"
+            or outcome.seq < batch.expected_seq + len(batch.events)
+            or not batch.events
+        ):
             return outcome
         stored = await self._mesh.request(
             contracts.LOG_READ.id,

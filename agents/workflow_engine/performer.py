@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 import structlog
+from amp.client import MeshClient
+from orchestration.outputs import map_outputs
 
 from agents.workflow_engine.driver import Driver
-from amp.client import MeshClient
 from amp.errors import AgentLost, AmpError, Disconnected, InsufficientResources
 from orchestration import commands as cmd
 from orchestration import contracts, machine, recovery, scope
 from orchestration import stimuli as st
 from orchestration.contracts import Attempt, ErrorInfo, TaskResult
 from orchestration.definition.plan import TaskPlan
-from orchestration.outputs import map_outputs
 from runtime.clock import Clock
 from runtime.settings import WorkflowEngineSettings
 
@@ -314,6 +314,8 @@ class MeshPerformer:
                 retries_granted=run.handler_retries,
                 pauses_granted=run.handler_retries,
             ),
+            (),
+            recovery.RecoveryPolicy(),
         )
         return st.RecoveryAnswer(
             at=self._clock.now(),
@@ -354,7 +356,9 @@ def _condition_failed(task_id: str, error: AmpError, at: datetime) -> st.Conditi
     return st.ConditionAnswer(at=at, task_id=task_id, error=info)
 
 
-def _condition_answer(task_id: str, reply: contracts.ConditionEvaluateReply, at: datetime) -> st.ConditionAnswer:
+def _condition_answer(
+    task_id: str, reply: contracts.ConditionEvaluateReply, at: datetime
+) -> st.ConditionAnswer:
     if reply.details.get("evaluation_successful") is False:
         message = str(reply.details.get("error") or "the condition could not be evaluated")
         info = ErrorInfo(code="CONDITION_EVALUATION_FAILED", message=message, retryable=False)
