@@ -1,0 +1,110 @@
+"""Everything that can go wrong in the state manager.
+
+StateManagerError
+├── InvalidRequest            INVALID_PARAMETERS      the request breaks a bound or a rule
+├── StateExists               VALIDATION_ERROR        a set without `overwrite` over an existing state
+├── InstanceNotWritable       RESOURCE_NOT_AVAILABLE  the state belongs to an instance that cannot take it
+├── StateNotFound             RESOURCE_NOT_FOUND
+├── ContextUnknown            CONTEXT_NOT_FOUND       unknown or expired
+├── BackupNotFound            RESOURCE_NOT_FOUND
+├── StoreBusy                 INSUFFICIENT_RESOURCES  too much waits for the writer, or a table is at its bound
+├── StoreFull                 INSUFFICIENT_RESOURCES  the disk has no room; nothing was stored
+├── StoreFailed               INTERNAL_ERROR          the disk or the database refused; nothing was stored
+├── StoreLost                 INTERNAL_ERROR          an fsync failed: the process must end and open the store again
+└── StoreUnusable             INTERNAL_ERROR          refused at start: in use, damaged, or of another release
+"""
+
+from typing import Any
+
+
+class StateManagerError(Exception):
+    """A refusal by the state manager. `code` goes over the wire with the message and `details`."""
+
+    code = "INTERNAL_ERROR"
+    severity = "high"
+    retryable = False
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class InvalidRequest(StateManagerError):
+    """The request breaks a bound or a rule; the same request will never succeed."""
+
+    code = "INVALID_PARAMETERS"
+    severity = "medium"
+
+
+class StateExists(StateManagerError):
+    """A state is there already and the caller did not ask to replace it."""
+
+    code = "VALIDATION_ERROR"
+    severity = "medium"
+
+
+class InstanceNotWritable(StateManagerError):
+    """The id names an instance whose variables cannot be changed that way."""
+
+    code = "RESOURCE_NOT_AVAILABLE"
+    severity = "medium"
+
+
+class StateNotFound(StateManagerError):
+    """There is no state under that id."""
+
+    code = "RESOURCE_NOT_FOUND"
+    severity = "medium"
+
+
+class ContextUnknown(StateManagerError):
+    """There is no such context, or it has expired."""
+
+    code = "CONTEXT_NOT_FOUND"
+    severity = "medium"
+
+
+class BackupNotFound(StateManagerError):
+    """There is no backup of that name."""
+
+    code = "RESOURCE_NOT_FOUND"
+    severity = "medium"
+
+
+class StoreBusy(StateManagerError):
+    """A bound is reached; the same request may succeed later."""
+
+    code = "INSUFFICIENT_RESOURCES"
+    severity = "high"
+    retryable = True
+
+
+class StoreFull(StateManagerError):
+    """The disk has no room. Nothing of the request was stored; reading goes on."""
+
+    code = "INSUFFICIENT_RESOURCES"
+    severity = "critical"
+    retryable = True
+
+
+class StoreFailed(StateManagerError):
+    """The disk or the database refused the transaction. Nothing of the request was stored."""
+
+    code = "INTERNAL_ERROR"
+    severity = "high"
+    retryable = True
+
+
+class StoreLost(StateManagerError):
+    """An fsync failed. What the disk holds is unknown, so the process must end and open the store again."""
+
+    code = "INTERNAL_ERROR"
+    severity = "critical"
+    retryable = True
+
+
+class StoreUnusable(StateManagerError):
+    """The store cannot be opened: in use, damaged, or written by another release. Nothing was changed."""
+
+    severity = "critical"
