@@ -14,12 +14,12 @@ from random import Random
 from typing import Any, ClassVar, NoReturn
 
 import structlog
-from amp.client import AgentIdentity, MeshClient
-from amp.hosting import HostingTransport
 from prometheus_client import CollectorRegistry, Gauge
 
 from amp.capability import Capability, Incoming, Offer
+from amp.client import AgentIdentity, MeshClient
 from amp.errors import AgentIdInUse
+from amp.hosting import HostingTransport
 from amp.transports.base import Transport
 from orchestration.contracts import Contract, schema_of
 from runtime import logging as runtime_logging

@@ -11,7 +11,6 @@ from random import Random
 from typing import Any
 
 import msgspec
-from amp.client import Event
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
@@ -29,6 +28,7 @@ from agents.workflow_engine.errors import (
 from agents.workflow_engine.log_writer import LogWriter
 from agents.workflow_engine.performer import MeshPerformer
 from amp.capability import Incoming, Offer
+from amp.client import Event
 from amp.errors import AmpError
 from amp.transports.base import Transport
 from orchestration import contracts, machine

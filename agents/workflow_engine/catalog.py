@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
-from amp.client import MeshClient
 
 from agents.workflow_engine.errors import DefinitionExists, FileRefused, InvalidDefinition, WorkflowNotFound
+from amp.client import MeshClient
 from orchestration import contracts
 from orchestration.definition.compile import compile_plan, definition_hash, load_plan, normalize
 from orchestration.definition.parse import (

@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from orchestration.outputs import map_outputs
 
 from orchestration import stimuli as st
 from orchestration.contracts import ErrorInfo, InboxItem, TaskResult
 from orchestration.definition.plan import Plan
+from orchestration.outputs import map_outputs
 
 
 def stimulus_of(item: InboxItem, plan: Plan, at: datetime, jitter: float) -> st.AnyStimulus:

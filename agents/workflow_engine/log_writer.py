@@ -8,8 +8,8 @@ import asyncio
 from collections import deque
 
 import structlog
-from amp.client import MeshClient
 
+from amp.client import MeshClient
 from amp.errors import AmpError
 from orchestration import contracts
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 import structlog
-from amp.client import MeshClient
-from orchestration.outputs import map_outputs
 
 from agents.workflow_engine.driver import Driver
+from amp.client import MeshClient
 from amp.errors import AgentLost, AmpError, Disconnected, InsufficientResources
 from orchestration import commands as cmd
 from orchestration import contracts, machine, recovery, scope
 from orchestration import stimuli as st
 from orchestration.contracts import Attempt, ErrorInfo, TaskResult
 from orchestration.definition.plan import TaskPlan
+from orchestration.outputs import map_outputs
 from runtime.clock import Clock
 from runtime.settings import WorkflowEngineSettings
 
