@@ -8,8 +8,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from amp.client import Event, MeshClient
+from amp.client import MeshClient
 from amp.errors import AmpError
+from amp.subscriptions import Event
 from orchestration import contracts
 from orchestration.contracts import EventRecord, LogReadReply, LogReadRequest
 
