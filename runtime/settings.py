@@ -5,13 +5,15 @@ suggestion. A process's `main` loads them once and passes its section down; noth
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from orchestration.definition.yaml_source import read_yaml
 
 DEFAULT_CONFIG_PATH = Path("config/agent_config.yaml")
 CONFIG_PATH_VARIABLE = "AMP_CONFIG"
@@ -200,6 +202,13 @@ class LoggingSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     format: str | None = None
 
+    @field_validator("format")
+    @classmethod
+    def _can_be_filled(cls, value: str | None) -> str | None:
+        if value is not None:
+            logging.Formatter(value).format(logging.makeLogRecord({}))
+        return value
+
 
 class Settings(Section):
     """Everything, one attribute a section."""
@@ -252,32 +261,50 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise SettingsError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-        loaded = yaml.safe_load(path.read_text("utf-8"))
+        document = read_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not YAML: {error}") from None
-    if loaded is None:
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not UTF-8") from None
+    if document.problems:
+        described = "\n  ".join(problem.describe(str(path)) for problem in document.problems)
+        raise SettingsError(f"not YAML that can be used:\n  {described}")
+    if document.value is None:
         return {}
-    if not isinstance(loaded, dict):
+    if not isinstance(document.value, dict):
         raise SettingsError(f"{path}: the top level must be a mapping of sections")
-    return loaded
+    return document.value
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the nested values of `AMP_SECTION__KEY` variables whose first part is a section or a setting."""
+    """Return the nested values of the `AMP_SECTION__SETTING` variables.
+
+    Variables without `__` are ours only when they name a setting of the top level; others are left alone.
+    """
     values: dict[str, Any] = {}
-    for name, text in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX):
-            continue
+    for name, text in sorted(environ.items()):
         parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(NESTING)
-        if parts[0] not in Settings.model_fields or (len(parts) == 1 and parts[0] != "data_dir"):
+        if not name.startswith(ENVIRONMENT_PREFIX) or (
+            len(parts) == 1 and parts[0] not in Settings.model_fields
+        ):
             continue
         target = values
         for part in parts[:-1]:
             target = target.setdefault(part, {})
-        target[parts[-1]] = yaml.safe_load(text) if text[:1] in "[{" else text
+            if not isinstance(target, dict):
+                raise SettingsError(f"{name}: {part} is a setting, not a section")
+        target[parts[-1]] = _value_of(name, text)
     return values
+
+
+def _value_of(name: str, text: str) -> Any:
+    """Return a variable's text, read as YAML when it is a list or a mapping or null."""
+    if text[:1] not in ("[", "{") and text not in ("null", "~"):
+        return text
+    document = read_yaml(text)
+    if document.problems:
+        raise SettingsError("\n  ".join(problem.describe(name) for problem in document.problems))
+    return document.value
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
