@@ -1,0 +1,349 @@
+"""The task executor on the mesh: offers the task capabilities, keeps attempts by token, hands results back.
+
+An attempt outlives the request that brought it: a duplicate attaches, and when the engine is gone the result goes to
+the instance's inbox. Nothing here decides what a task means; that is the handlers' business.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import msgspec
+from prometheus_client import Counter, Gauge, Histogram
+
+from agents.base import Agent
+from agents.task_executor.attempts import Attempts, Ending
+from agents.task_executor.compute import Compute
+from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
+from agents.task_executor.errors import TaskCancelled
+from agents.task_executor.execution import Execution, Work, as_amp_error
+from agents.task_executor.files import FileRoot
+from agents.task_executor.handlers.registry import Services, task_handlers
+from agents.task_executor.http_client import HttpClient
+from amp.capability import Incoming, Offer
+from amp.errors import AmpError, InvalidParameters
+from amp.subscriptions import Event
+from orchestration import contracts, templates
+from orchestration.contracts import Attempt
+from orchestration.expressions.errors import DataError
+from runtime.settings import AgentSection, Settings, TaskExecutorSettings
+
+ABANDONED_PATIENCE_SECONDS = 300.0
+"""How long a result that nobody waits for looks for the state manager."""
+MAX_CANCELLED_TOKENS = 10_000
+PROGRESS_SECONDS = 1.0
+"""At most one progress message a task in this time."""
+
+
+class TaskExecutor(Agent):
+    """Runs tasks. Its credit on the mesh is `max_concurrent_tasks`."""
+
+    section_name: ClassVar[str] = "task_executor"
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(settings, **options)
+        self._section: TaskExecutorSettings = settings.task_executor
+        self._attempts = Attempts()
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._custom: CustomHandlers = load_custom_handlers(
+            self._section.custom_handlers_module, self._section.custom_handlers_path
+        )
+        files = FileRoot(
+            Path(settings.data_dir) / self._section.files.root,
+            max_file_bytes=self._section.files.max_file_bytes,
+        )
+        self._services = Services(
+            http=HttpClient(self._section.http, own_ports=own_ports(settings)),
+            files=files,
+            compute=Compute(),
+            custom=self._custom,
+            subprocess=self._section.subprocess,
+        )
+        self._execution = Execution(
+            handlers=task_handlers(self._services),
+            now=self.clock.now,
+            executor_id=lambda: self.agent_id,
+            max_result_bytes=self._section.max_result_bytes,
+        )
+        self._deliveries: set[asyncio.Task[Any]] = set()
+        self._finished_tasks = Counter(
+            "amp_executor_tasks", "Tasks finished, by capability and outcome", ["capability", "outcome"],
+            registry=self.metrics,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "amp_executor_task_seconds", "How long tasks took", ["capability"], registry=self.metrics
+        )
+        Gauge("amp_executor_running_attempts", "Attempts under way", registry=self.metrics).set_function(
+            lambda: float(len(self._attempts.running))
+        )
+
+    # --- the agent's life ------------------------------------------------------------------------------
+
+    def offers(self) -> list[Offer]:
+        """Return the task capabilities and the control capabilities, which cost no credit."""
+        performed = {
+            contracts.TASK_EXECUTE: None,
+            contracts.TASK_API_CALL: "api_call",
+            contracts.TASK_DATA_TRANSFORM: "data_transform",
+            contracts.TASK_SUBPROCESS: "subprocess",
+            contracts.TASK_CUSTOM: "custom",
+            contracts.TASK_VALIDATION: "validation",
+            contracts.TASK_FILE_OPERATION: "file_operation",
+        }
+        offers = [
+            self.offer(contract, partial(self._task, contract.id, task_type), raw=True)
+            for contract, task_type in performed.items()
+        ]
+        offers.append(self.offer(contracts.TEMPLATE_RENDER, self._render_templates))
+        offers.append(self.offer(contracts.TASK_CANCEL, self._cancel))
+        return offers
+
+    def max_in_flight(self) -> int:
+        """Return `max_concurrent_tasks`: the router sends no more at a time."""
+        return self._section.max_concurrent_tasks
+
+    async def on_start(self) -> None:
+        """Make the files root ready."""
+        await self._services.compute.run(partial(self._services.files.prepare, self.clock.now().timestamp()))
+
+    async def on_ready(self) -> None:
+        """Watch for engines that go away, and for our own way to them breaking."""
+        await self.mesh.subscribe(contracts.EVENT_AGENT_LEFT, self._on_agent_left)
+        self.mesh.on_disconnected.append(self._on_disconnected)
+
+    async def on_stop(self) -> None:
+        """Hand over what nobody waits for, within the drain time."""
+        if self._deliveries:
+            await asyncio.wait(self._deliveries, timeout=self._section.drain_timeout_seconds)
+
+    async def on_stopped(self) -> None:
+        """Close connections and threads."""
+        await self._services.http.close()
+        self._services.compute.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return what runs and what can run."""
+        return {
+            "running_attempts": len(self._attempts.running),
+            "max_concurrent_tasks": self._section.max_concurrent_tasks,
+            "task_types": sorted(self._execution.handlers),
+            "custom_handlers": self._custom.names,
+        }
+
+    # --- tasks -----------------------------------------------------------------------------------------
+
+    async def _task(self, capability: str, task_type: str | None, incoming: Incoming) -> object:
+        """Answer a task request: as an attempt when its context is one, else plainly."""
+        attempt = attempt_of(incoming)
+        parameters: Mapping[str, Any] = incoming.parameters
+        if attempt is None:
+            timeout_seconds = incoming.timeout_seconds or self._section.task_timeout_default
+            work = Work(
+                task_type=task_type,
+                parameters=parameters,
+                attempt=None,
+                timeout_seconds=timeout_seconds,
+                progress=_no_progress,
+            )
+            perform = self._execution.enveloped if task_type is None else self._execution.plain
+            return await self._measured(capability, perform(work))
+        ending = self._attempts.known_ending(attempt.token, self.clock.monotonic())
+        if ending is None:
+            run = self._attempts.begin(
+                attempt.token,
+                attempt.engine_id,
+                lambda: self.spawn(
+                    self._attempt(capability, task_type, parameters, attempt), f"attempt {attempt.token}"
+                ),
+            )
+            try:
+                ending = await asyncio.shield(run.work)
+            except asyncio.CancelledError:
+                run.abandoned = True
+                raise
+        if isinstance(ending, AmpError):
+            raise AmpError(ending.code, ending.message, ending.details, severity=ending.severity)
+        return ending
+
+    async def _attempt(
+        self, capability: str, task_type: str | None, parameters: Mapping[str, Any], attempt: Attempt
+    ) -> Ending:
+        """Perform one attempt to its end, remember the ending, and deliver it when nobody listens."""
+        work = Work(
+            task_type=task_type,
+            parameters=parameters,
+            attempt=attempt,
+            timeout_seconds=attempt.timeout_seconds,
+            progress=self._progress_of(attempt),
+        )
+        ending: Ending
+        try:
+            if attempt.token in self._cancelled:
+                raise TaskCancelled("the attempt was cancelled before it began")
+            ending = await self._measured(capability, self._execution.enveloped(work))
+        except AmpError as error:
+            ending = error
+        except asyncio.CancelledError:
+            if attempt.token not in self._cancelled:
+                raise
+            ending = TaskCancelled("the attempt was cancelled")
+        run = self._attempts.finish(attempt.token, ending, self.clock.monotonic())
+        if run is not None and run.abandoned:
+            self._deliver_later(attempt, ending)
+        return ending
+
+    async def _measured(self, capability: str, work: Awaitable[msgspec.Raw]) -> msgspec.Raw:
+        started = time.perf_counter()
+        outcome = "failed"
+        try:
+            answer = await work
+            outcome = "completed"
+            return answer
+        except AmpError as error:
+            self.logger.debug("task_failed", capability=capability, code=error.code, reason=error.message)
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self._finished_tasks.labels(capability, outcome).inc()
+            self._seconds.labels(capability).observe(time.perf_counter() - started)
+
+    def _progress_of(self, attempt: Attempt) -> Callable[[Mapping[str, Any]], Awaitable[None]]:
+        """Return what a handler calls to tell watchers how far it is; too frequent calls are dropped."""
+        told: list[float] = []
+
+        async def progress(data: Mapping[str, Any]) -> None:
+            now = self.clock.monotonic()
+            if told and now - told[0] < PROGRESS_SECONDS:
+                return
+            told[:] = [now]
+            facts = {
+                "workflow_instance_id": attempt.workflow_instance_id,
+                "task_id": attempt.task_id,
+                "attempt": attempt.attempt,
+                "progress": dict(data),
+            }
+            try:
+                await self.mesh.publish(contracts.EVENT_TASK_PROGRESS, facts, subscribers_only=True)
+            except AmpError as error:
+                self.logger.debug("progress_not_told", code=error.code)
+
+        return progress
+
+    # --- control ---------------------------------------------------------------------------------------
+
+    async def _cancel(self, incoming: Incoming) -> contracts.TaskCancelReply:
+        """Stop an attempt; one that comes later under this token is refused."""
+        token = incoming.parameters.token
+        self._cancelled[token] = None
+        while len(self._cancelled) > MAX_CANCELLED_TOKENS:
+            self._cancelled.popitem(last=False)
+        run = self._attempts.running.get(token)
+        if run is not None:
+            run.work.cancel()
+        return contracts.TaskCancelReply(found=run is not None)
+
+    async def _render_templates(self, incoming: Incoming) -> contracts.TemplateRenderReply:
+        """Fill templates for an agent that knows none."""
+        request: contracts.TemplateRenderRequest = incoming.parameters
+        scope = templates.Scope(
+            variables=request.variables, declared=frozenset(request.declared), now=self.clock.now()
+        )
+        try:
+            return contracts.TemplateRenderReply(parameters=templates.render(request.parameters, scope))
+        except DataError as error:
+            raise as_amp_error(error) from None
+
+    # --- results that nobody waits for -----------------------------------------------------------------
+
+    async def _on_agent_left(self, event: Event) -> None:
+        left = event.data.get("agent_id")
+        if isinstance(left, str) and self._attempts.abandon(left):
+            self.logger.info("engine_left", engine_id=left)
+
+    async def _on_disconnected(self) -> None:
+        self._attempts.abandon()
+
+    def _deliver_later(self, attempt: Attempt, ending: Ending) -> None:
+        task = self.spawn(self._deliver(attempt, ending), f"deliver {attempt.token}")
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+
+    async def _deliver(self, attempt: Attempt, ending: Ending) -> None:
+        """Put a result into the instance's inbox, where the next owner finds it."""
+        data: dict[str, Any] = {
+            "task_id": attempt.task_id,
+            "attempt": attempt.attempt,
+            "token": attempt.token,
+        }
+        if isinstance(ending, AmpError):
+            data["error"] = {"code": ending.code, "message": ending.message, "details": ending.details}
+        else:
+            data["result"] = ending
+        request = contracts.InboxPutRequest(
+            instance_id=attempt.workflow_instance_id, kind="task_result", data=data, dedupe_key=attempt.token
+        )
+        facts = {
+            "instance_id": attempt.workflow_instance_id,
+            "task_id": attempt.task_id,
+            "attempt": attempt.attempt,
+        }
+        try:
+            await self.mesh.request(
+                contracts.INBOX_PUT.id,
+                request,
+                reply_type=contracts.InboxPutReply,
+                patience_seconds=ABANDONED_PATIENCE_SECONDS,
+                resend=True,
+            )
+        except AmpError as error:
+            self.logger.error("result_not_delivered", **facts, code=error.code, reason=error.message)
+        else:
+            self.logger.info("result_put_into_inbox", **facts)
+
+
+async def _no_progress(data: Mapping[str, Any]) -> None:
+    """Tell nobody: a stranger's call has no watchers."""
+
+
+class _Probe(msgspec.Struct):
+    token: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_PROBE = msgspec.json.Decoder(_Probe)
+_ATTEMPT = msgspec.json.Decoder(Attempt)
+
+
+def attempt_of(incoming: Incoming) -> Attempt | None:
+    """Return the attempt that a request's context describes, or None when the context is none of ours.
+
+    Raises: InvalidParameters when the context has a token but is no whole attempt.
+    """
+    raw = incoming.context_raw
+    if raw is None:
+        return None
+    try:
+        if _PROBE.decode(raw).token is msgspec.UNSET:
+            return None
+        return _ATTEMPT.decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidParameters(f"context: not an attempt: {error}", retryable=False) from None
+
+
+def own_ports(settings: Settings) -> Iterator[int]:
+    """Yield the ports of this product, which a task reaches only when a setting names them."""
+    router_port = urlsplit(settings.mesh.router_url).port
+    if router_port is not None:
+        yield router_port
+    for name in type(settings).model_fields:
+        section = getattr(settings, name)
+        if isinstance(section, AgentSection) and section.port:
+            yield section.port
+    if settings.web.port:
+        yield settings.web.port

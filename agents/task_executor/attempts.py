@@ -1,0 +1,95 @@
+"""Which attempts this executor has, had, or must not begin. A token runs at most once here.
+
+A duplicate dispatch attaches to the run or gets the kept result; a cancelled token is refused. Values only: time
+comes in, and the work itself belongs to the caller.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from amp.errors import AmpError
+
+MAX_KEPT_RESULTS = 10_000
+MAX_KEPT_BYTES = 64 * 1024 * 1024
+KEPT_SECONDS = 600.0
+"""How long a result answers duplicates; longer than any duplicate travels."""
+ERROR_BYTES = 1024
+"""What a kept error or cancellation is taken to weigh."""
+
+Ending = msgspec.Raw | AmpError
+"""How an attempt ended: its encoded result, or its error."""
+
+
+@dataclass(slots=True)
+class Run:
+    """An attempt under way. `abandoned` is true when nobody who asked for it is known to listen any more."""
+
+    token: str
+    engine_id: str
+    work: asyncio.Future[Ending]
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    ending: Ending
+    until: float
+    weight: int
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts by token. The first three fields bound what is remembered of finished ones."""
+
+    max_results: int = MAX_KEPT_RESULTS
+    max_bytes: int = MAX_KEPT_BYTES
+    kept_seconds: float = KEPT_SECONDS
+    running: dict[str, Run] = field(default_factory=dict)
+    _kept: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def known_ending(self, token: str, now: float) -> Ending | None:
+        """Return how the attempt ended when it is remembered, else None."""
+        self._forget_old(now)
+        kept = self._kept.get(token)
+        return None if kept is None else kept.ending
+
+    def begin(self, token: str, engine_id: str, start: Callable[[], asyncio.Future[Ending]]) -> Run:
+        """Return the run of a token: the one under way, attached to, or a new one from `start`."""
+        run = self.running.get(token)
+        if run is None:
+            run = self.running[token] = Run(token, engine_id, start())
+        run.engine_id = engine_id
+        run.abandoned = False
+        return run
+
+    def finish(self, token: str, ending: Ending, now: float) -> Run | None:
+        """Remember how an attempt ended and return its run; None when it was not under way."""
+        run = self.running.pop(token, None)
+        previous = self._kept.pop(token, None)
+        if previous is not None:
+            self._bytes -= previous.weight
+        weight = len(bytes(ending)) if isinstance(ending, msgspec.Raw) else ERROR_BYTES
+        self._kept[token] = _Kept(ending, now + self.kept_seconds, weight)
+        self._bytes += weight
+        self._forget_old(now)
+        return run
+
+    def abandon(self, engine_id: str | None = None) -> int:
+        """Mark the runs of an engine, or all, as having no listener; return how many there are."""
+        runs = [run for run in self.running.values() if engine_id is None or run.engine_id == engine_id]
+        for run in runs:
+            run.abandoned = True
+        return len(runs)
+
+    def _forget_old(self, now: float) -> None:
+        while self._kept:
+            token, oldest = next(iter(self._kept.items()))
+            if oldest.until > now and len(self._kept) <= self.max_results and self._bytes <= self.max_bytes:
+                return
+            del self._kept[token]
+            self._bytes -= oldest.weight
