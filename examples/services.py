@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import hashlib
 import signal
-from collections import OrderedDict
 from typing import Any
 
 from aiohttp import web
@@ -39,14 +38,14 @@ CUSTOMERS: list[dict[str, Any]] = [
 """Two of them invalid, two of them duplicates."""
 
 COUNTRIES = ("GB", "US", "NL", "DE", "JP", "ES")
-BATCHES = web.AppKey("batches", OrderedDict[str, int])
+BATCHES = web.AppKey("batches", dict[str, int])
 NOTIFICATIONS = web.AppKey("notifications", list[Any])
 
 
 def make_app() -> web.Application:
     """Return the services as an application that can also be run inside a test."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app[BATCHES] = OrderedDict()
+    app[BATCHES] = {}
     app[NOTIFICATIONS] = []
     app.router.add_get("/", index)
     app.router.add_get("/health", health)
@@ -78,14 +77,19 @@ async def customers(_: web.Request) -> web.Response:
 
 async def locations(request: web.Request) -> web.Response:
     """Return where customers live, by id."""
-    found = [{"customer_id": id_, "country": COUNTRIES[_digest(id_) % len(COUNTRIES)]} for id_ in await _ids(request)]
+    found = [
+        {"customer_id": id_, "country": COUNTRIES[_digest(id_) % len(COUNTRIES)]}
+        for id_ in await _ids(request)
+    ]
     return web.json_response({"locations": found})
 
 
 async def scores(request: web.Request) -> web.Response:
     """Return credit scores from 50 to 99, by id; one customer is not known here."""
     known = [id_ for id_ in await _ids(request) if id_ != "c-13"]
-    return web.json_response({"scores": [{"customer_id": id_, "score": 50 + _digest(id_) % 50} for id_ in known]})
+    return web.json_response(
+        {"scores": [{"customer_id": id_, "score": 50 + _digest(id_) % 50} for id_ in known]}
+    )
 
 
 async def load(request: web.Request) -> web.Response:
@@ -98,13 +102,13 @@ async def load(request: web.Request) -> web.Response:
     is_new = batch not in batches
     batches[batch] = len(rows)
     if len(batches) > MAX_BATCHES:
-        batches.popitem(last=False)
+        del batches[next(iter(batches))]
     return web.json_response({"loaded": len(rows), "batch": batch}, status=201 if is_new else 200)
 
 
 async def warehouse(request: web.Request) -> web.Response:
     """Return what was loaded, by batch."""
-    return web.json_response({"batches": dict(request.app[BATCHES])})
+    return web.json_response({"batches": request.app[BATCHES]})
 
 
 async def notify(request: web.Request) -> web.Response:

@@ -14,7 +14,6 @@ from orchestration.definition.tasks import (
     CAPABILITY_BY_TYPE,
     ENVELOPE_TYPES,
     LATER_TYPES,
-    capability_of,
     is_offered_to_tasks,
 )
 
@@ -32,7 +31,9 @@ class PlacedTask:
 
 def check_definition(shape: Shape, findings: Findings) -> WorkflowDefinition | None:
     """Note every problem of what is sound so far; return the definition if all of it is."""
-    placed = [PlacedTask(task, ("tasks", index)) for index, task in enumerate(shape.tasks) if task is not None]
+    placed = [
+        PlacedTask(task, ("tasks", index)) for index, task in enumerate(shape.tasks) if task is not None
+    ]
     for entry in placed:
         _check_type(entry, findings)
         _check_outputs(entry, findings)
@@ -51,7 +52,7 @@ def check_definition(shape: Shape, findings: Findings) -> WorkflowDefinition | N
 def _check_type(entry: PlacedTask, findings: Findings) -> None:
     task, path = entry.task, entry.path
     if task.type in LATER_TYPES:
-        findings.error("type-not-available", f"task type '{task.type}' is not available in this release", (*path, "type"))
+        findings.error("type-not-available", _later(task.type), (*path, "type"))
         return
     if task.type not in CAPABILITY_BY_TYPE:
         findings.error(
@@ -76,6 +77,10 @@ def _check_type(entry: PlacedTask, findings: Findings) -> None:
         )
 
 
+def _later(task_type: str) -> str:
+    return f"task type '{task_type}' is not available in this release"
+
+
 def _check_outputs(entry: PlacedTask, findings: Findings) -> None:
     seen: set[str] = set()
     for index, name in enumerate(entry.task.outputs):
@@ -83,7 +88,9 @@ def _check_outputs(entry: PlacedTask, findings: Findings) -> None:
         if name in seen:
             findings.error("duplicate-output", f"the output {quoted(name)} is listed twice", place)
         if keyword.iskeyword(name):
-            findings.error("bad-output", f"the output {quoted(name)} is a word of the expression language", place)
+            findings.error(
+                "bad-output", f"the output {quoted(name)} is a word of the expression language", place
+            )
         seen.add(name)
 
 
@@ -118,7 +125,11 @@ def _unique_tasks(shape: Shape, placed: list[PlacedTask], findings: Findings) ->
         if task_id in first_at:
             line, _ = findings.document.position(("tasks", first_at[task_id], "id"))
             before = f"line {line}" if line else f"task {first_at[task_id] + 1}"
-            findings.error("duplicate-id", f"the id {quoted(task_id)} is used before, in {before}", ("tasks", index, "id"))
+            findings.error(
+                "duplicate-id",
+                f"the id {quoted(task_id)} is used before, in {before}",
+                ("tasks", index, "id"),
+            )
         else:
             first_at[task_id] = index
     by_id: dict[str, PlacedTask] = {}
@@ -148,10 +159,14 @@ def _check_dependencies(
                     hint=did_you_mean(name, others, list_known=len(others) <= 10),
                 )
             elif name in seen:
-                findings.error("duplicate-dependency", f"the dependency {quoted(name)} is listed twice", place)
+                findings.error(
+                    "duplicate-dependency", f"the dependency {quoted(name)} is listed twice", place
+                )
             seen.add(name)
     if edges > MAX_EDGES:
-        findings.error("too-many-edges", f"the tasks have {edges:,} dependencies; {MAX_EDGES:,} are allowed", ("tasks",))
+        findings.error(
+            "too-many-edges", f"the tasks have {edges:,} dependencies; {MAX_EDGES:,} are allowed", ("tasks",)
+        )
 
 
 def _check_fallbacks(
@@ -180,11 +195,17 @@ def _check_fallbacks(
     return stands_in_for
 
 
-def _check_on_error(on_error: OnErrorConfig, path: Path, owner: str, known: set[str], findings: Findings) -> bool:
+def _check_on_error(
+    on_error: OnErrorConfig, path: Path, owner: str, known: set[str], findings: Findings
+) -> bool:
     """Check one `on_error`; return whether it names a usable fallback."""
     if on_error.fallback is None:
         if on_error.action == NEEDS_FALLBACK:
-            findings.error("no-fallback", "the action 'fallback' needs the field 'fallback': the task to run instead", path)
+            findings.error(
+                "no-fallback",
+                "the action 'fallback' needs a fallback: the task to run instead",
+                path,
+            )
         return False
     place = (*path, "fallback")
     if on_error.action not in USES_FALLBACK:
@@ -231,8 +252,6 @@ def _check_deadlocks(
             if name in behind:
                 findings.error(
                     "fallback-waits",
-                    f"the fallback {quoted(task_id)} waits for {quoted(name)}, which waits for the task it stands in for",
+                    f"the fallback {quoted(task_id)} waits for {quoted(name)}, which waits for the failed task itself",
                     (*by_id[task_id].path, "depends_on", edges[task_id].index(name)),
                 )
-
-

@@ -172,5 +172,6 @@ def _on_error(task: TaskDefinition, default: OnErrorConfig | None) -> OnError:
         wish = None if default is not None and default.fallback == task.id else default
     if wish is None:
         return OnError()
-    action = wish.action if wish.action in ("fail", "auto") else RecoveryAction(wish.action)
-    return OnError(action=action, fallback=wish.fallback or "")  # type: ignore[arg-type]
+    if wish.action == "fail" or wish.action == "auto":
+        return OnError(action=wish.action, fallback=wish.fallback or "")
+    return OnError(action=RecoveryAction(wish.action), fallback=wish.fallback or "")

@@ -34,7 +34,9 @@ class Document:
     root: Mark | None = None
     problems: list[Problem] = field(default_factory=list)
 
-    def problem(self, code: str, message: str, path: Path, *, hint: str = "", at_key: bool = False) -> Problem:
+    def problem(
+        self, code: str, message: str, path: Path, *, hint: str = "", at_key: bool = False
+    ) -> Problem:
         """Return an error at a path, with the position of the nearest value that the text has there."""
         line, column = self.position(path, at_key=at_key)
         return Problem(code=code, message=message, path=pointer(path), line=line, column=column, hint=hint)
@@ -56,7 +58,7 @@ class Document:
         return mark.line, mark.column
 
 
-class TooMuch(Exception):  # noqa: N818 - it is a refusal that readers turn into a problem, never seen outside
+class TooMuch(Exception):
     """A reader met a bound. `problem` says which and where."""
 
     def __init__(self, problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""Collects what the checks find, each at its place in the person's text. A bound keeps hostile texts from flooding it."""
+"""Collects what the checks find, each at its place in the person's text, within bounds."""
 
 from typing import Literal
 

@@ -31,7 +31,8 @@ def order_tasks(depends_on: Edges) -> Order:
     """
     rank = {task_id: index for index, task_id in enumerate(depends_on)}
     before = {
-        task_id: {name for name in names if name in rank and name != task_id} for task_id, names in depends_on.items()
+        task_id: {name for name in names if name in rank and name != task_id}
+        for task_id, names in depends_on.items()
     }
     dependents = dependents_of(before)
     waiting = {task_id: len(names) for task_id, names in before.items()}
@@ -129,10 +130,12 @@ def unreachable_tasks(ordered: Sequence[str], depends_on: Edges, stands_in_for: 
     for task_id, users in stands_in_for.items():
         for user in users:
             called_by[user].append(task_id)
-    feeds = dependents_of(
-        {task_id: [name for name in names if name not in stands_in_for.get(task_id, ())] for task_id, names in depends_on.items()}
-    )
-    fed = {task_id for task_id in ordered if not set(depends_on[task_id]) - set(stands_in_for.get(task_id, ()))}
+    waits_for = {
+        task_id: [name for name in names if name not in stands_in_for.get(task_id, ())]
+        for task_id, names in depends_on.items()
+    }
+    feeds = dependents_of(waits_for)
+    fed = {task_id for task_id in ordered if not waits_for[task_id]}
     called = {task_id for task_id in ordered if task_id not in stands_in_for}
     reachable = fed & called
     frontier = list(reachable)

@@ -7,9 +7,9 @@ are kept: they become context variables. Bounded in size and steps; it must neve
 from collections.abc import Mapping
 from typing import Any
 
+from orchestration.definition.conformance import violations
 from orchestration.definition.document import Document
 from orchestration.definition.errors import InputError, Problem
-from orchestration.definition.schemas import violations
 from orchestration.definition.values import check_values, copied
 
 MAX_INPUT_BYTES = 512 * 1024
@@ -53,7 +53,9 @@ def check_outputs(schema: Mapping[str, Any] | None, outputs: Mapping[str, Any]) 
     """Return how outputs break the output schema, a sentence each; an empty list when they satisfy it."""
     if schema is None:
         return []
-    return [f"{problem.path or 'the outputs'} {problem.message}" for problem in violations(schema, dict(outputs))]
+    return [
+        f"{problem.path or 'the outputs'} {problem.message}" for problem in violations(schema, dict(outputs))
+    ]
 
 
 def _with_defaults(schema: Any, value: Any, root: Mapping[str, Any], followed: frozenset[str]) -> Any:
@@ -81,7 +83,9 @@ def _with_defaults(schema: Any, value: Any, root: Mapping[str, Any], followed: f
     return value
 
 
-def _object_with_defaults(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any], followed: frozenset[str]) -> Any:
+def _object_with_defaults(
+    schema: Mapping[str, Any], value: Any, root: Mapping[str, Any], followed: frozenset[str]
+) -> Any:
     filled: dict[str, Any] = {} if value is _ABSENT else dict(value)
     for name, subschema in schema.get("properties", {}).items():
         inner = _with_defaults(subschema, filled.get(name, _ABSENT), root, followed)

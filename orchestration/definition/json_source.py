@@ -163,7 +163,9 @@ class _Reader:
             is_float = found.group(1) or found.group(2)
             return float(digits) if is_float else int(digits)
         if word:
-            raise self._wrong(f"{quoted(word.group())} is not a JSON value", path, hint="put text in double quotes")
+            raise self._wrong(
+                f"{quoted(word.group())} is not a JSON value", path, hint="put text in double quotes"
+            )
         if self._at >= len(self.text):
             raise self._wrong("the text ends where a value is expected", path)
         raise self._wrong(f"{quoted(self.text[self._at])} begins no value", path, hint=self._value_hint())
@@ -196,7 +198,9 @@ class _Reader:
             elif not closing:
                 raise self._wrong("this text has no closing quote", path, at=start)
             else:
-                raise self._wrong("a control character inside text must be escaped", path, hint="a line break is \\n")
+                raise self._wrong(
+                    "a control character inside text must be escaped", path, hint="a line break is \\n"
+                )
 
     def _escape(self, path: Path) -> str:
         kind = self.text[self._at + 1 : self._at + 2]

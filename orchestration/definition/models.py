@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
-from orchestration.status import Effects
-
 MAX_TASKS = 10_000
 MAX_EDGES = 50_000
 MAX_ATTEMPTS = 100
@@ -64,7 +62,9 @@ class Definition(BaseModel):
     @classmethod
     def _null_is_absent(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+            return {
+                key: value for key, value in data.items() if value is not None or key not in cls.model_fields
+            }
         return data
 
 
@@ -176,5 +176,3 @@ class WorkflowDefinition(WorkflowHead):
 
     tasks: Annotated[list[TaskDefinition], Field(min_length=1, max_length=MAX_TASKS)]
     """The steps. Their order is set by `depends_on` alone."""
-
-

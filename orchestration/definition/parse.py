@@ -31,7 +31,7 @@ class ParsedDefinition:
     warnings: list[Problem] = field(default_factory=list)
 
 
-def parse_text(text: str | bytes, format: Format = "yaml", source_name: str = "") -> ParsedDefinition:  # noqa: A002
+def parse_text(text: str | bytes, format: Format = "yaml", source_name: str = "") -> ParsedDefinition:
     """Return the definition that a text holds.
 
     Args:
@@ -76,31 +76,35 @@ def _parse(document: Document, source_name: str) -> ParsedDefinition:
     return ParsedDefinition(definition, findings.warnings())
 
 
-_UNREADABLE = frozenset({"yaml-syntax", "json-syntax", "yaml-documents", "bad-key", "bad-value", "too-deep", "too-large"})
+_UNREADABLE = frozenset(
+    {"yaml-syntax", "json-syntax", "yaml-documents", "bad-key", "bad-value", "too-deep", "too-large"}
+)
 """After these the data are incomplete or unsafe to walk; anything said about their content could mislead."""
 
 
 def _decoded(text: str | bytes) -> tuple[str, Problem | None]:
     """Return the text without its byte order mark, or why it cannot be read."""
-    size = len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    size = (
+        len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    )
     if size > MAX_TEXT_BYTES:
         message = f"the definition has {size:,} bytes; {MAX_TEXT_BYTES:,} are allowed"
         return "", Problem(code="too-large", message=message)
     if isinstance(text, bytes):
         try:
-            text = text.decode("utf-8")
+            decoded = text.decode("utf-8")
         except UnicodeDecodeError as error:
             line, column = _place(text[: error.start].decode("utf-8", "replace"))
             return "", Problem(code="not-utf8", message="the text is not UTF-8", line=line, column=column)
-    found = _SURROGATE.search(text)
+    else:
+        decoded = text
+    found = _SURROGATE.search(decoded)
     if found:
-        line, column = _place(text[: found.start()])
+        line, column = _place(decoded[: found.start()])
         message = "the text contains half of a surrogate pair"
         return "", Problem(code="bad-value", message=message, line=line, column=column)
-    return text.removeprefix("\ufeff"), None
+    return decoded.removeprefix("\ufeff"), None
 
 
 def _place(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-
-

@@ -92,9 +92,13 @@ def check_shape(findings: Findings) -> Shape:
             findings.error("wrong-type", f"'tasks' must be a list, not {_kind_of(entries)}", ("tasks",))
         return Shape(head, [], [])
     if not 1 <= len(entries) <= MAX_TASKS:
-        findings.error("task-count", f"a workflow has 1 to {MAX_TASKS:,} tasks, this one {len(entries):,}", ("tasks",))
+        findings.error(
+            "task-count", f"a workflow has 1 to {MAX_TASKS:,} tasks, this one {len(entries):,}", ("tasks",)
+        )
         return Shape(head, [], [])
-    tasks = [_checked(TaskDefinition, entry, ("tasks", index), findings) for index, entry in enumerate(entries)]
+    tasks = [
+        _checked(TaskDefinition, entry, ("tasks", index), findings) for index, entry in enumerate(entries)
+    ]
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
     return Shape(head, tasks, [task_id if isinstance(task_id, str) else None for task_id in ids])
 

@@ -47,7 +47,10 @@ def check_values(
                     pending.append((inner, (*path, key), depth + 1))
         elif isinstance(value, list):
             if len(value) > max_values:
-                return [*problems, document.problem("too-large", f"{what} has more than {max_values:,} values", path)]
+                return [
+                    *problems,
+                    document.problem("too-large", f"{what} has more than {max_values:,} values", path),
+                ]
             pending.extend((inner, (*path, index), depth + 1) for index, inner in enumerate(value))
         else:
             wrong = _wrong_scalar(value)

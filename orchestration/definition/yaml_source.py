@@ -73,7 +73,9 @@ class _Reader:
             case yaml.DocumentStartEvent():
                 self._start_document(event)
             case yaml.AliasEvent():
-                self._refuse(event, "yaml-alias", f"the alias *{event.anchor} is not allowed; write the value out")
+                self._refuse(
+                    event, "yaml-alias", f"the alias *{event.anchor} is not allowed; write the value out"
+                )
                 self._place(None, event)
             case yaml.ScalarEvent():
                 self._check_properties(event)
@@ -94,9 +96,13 @@ class _Reader:
 
     def _check_properties(self, event: Any) -> None:
         if event.anchor is not None:
-            self._refuse(event, "yaml-anchor", f"the anchor &{event.anchor} is not allowed; write the value out")
+            self._refuse(
+                event, "yaml-anchor", f"the anchor &{event.anchor} is not allowed; write the value out"
+            )
         if event.tag is not None:
-            self._refuse(event, "yaml-tag", f"the tag {quoted(event.tag)} is not allowed; plain YAML needs none")
+            self._refuse(
+                event, "yaml-tag", f"the tag {quoted(event.tag)} is not allowed; plain YAML needs none"
+            )
 
     def _scalar(self, event: Any) -> None:
         top = self._open[-1] if self._open else None
@@ -135,7 +141,9 @@ class _Reader:
                     path=pointer(top.path),
                     line=line,
                     column=column,
-                    hint='write a template in quotes: "{name}"' if isinstance(event, yaml.MappingStartEvent) else "",
+                    hint='write a template in quotes: "{name}"'
+                    if isinstance(event, yaml.MappingStartEvent)
+                    else "",
                 )
             )
         value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
@@ -194,7 +202,9 @@ def _plain(text: str) -> str | int | float | bool | None:
         return text[0] in "tT"
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"{text} is not a number that JSON knows; write it in quotes if it is text")
-    is_number = _INT.fullmatch(text) or _FLOAT.fullmatch(text) or _OCTAL.fullmatch(text) or _HEX.fullmatch(text)
+    is_number = (
+        _INT.fullmatch(text) or _FLOAT.fullmatch(text) or _OCTAL.fullmatch(text) or _HEX.fullmatch(text)
+    )
     if not is_number:
         return text
     if len(text) > _MAX_DIGITS:
@@ -209,7 +219,9 @@ def _plain(text: str) -> str | int | float | bool | None:
 def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        said = " ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
+        said = " ".join(
+            part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part
+        )
         return Problem(
             code="yaml-syntax",
             message=f"not YAML: {said}",
@@ -222,7 +234,10 @@ def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     line = text.count("\n", 0, offset) + 1
     column = offset - (text.rfind("\n", 0, offset) + 1) + 1
     return Problem(
-        code="yaml-syntax", message="not YAML: a control character is not allowed here", line=line, column=column
+        code="yaml-syntax",
+        message="not YAML: a control character is not allowed here",
+        line=line,
+        column=column,
     )
 
 
