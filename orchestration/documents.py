@@ -6,6 +6,7 @@ from typing import Any
 from orchestration.contracts import ErrorInfo, InstanceRow
 from orchestration.definition.plan import Plan
 from orchestration.instance import Instance, Run
+from orchestration.masking import mask_inputs
 from orchestration.status import InstanceStatus, TaskStatus
 
 MAX_CURRENT_TASKS = 5
@@ -66,8 +67,11 @@ def _task_reason(run: Run) -> str:
             return f"{run.task_id} runs, attempt {run.attempt}"
 
 
-def status_document(instance: Instance) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the instance and its tasks as the status document shows them; times are ISO 8601 in UTC."""
+def status_document(plan: Plan, instance: Instance) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the instance and its tasks as the status document shows them.
+
+    Times are ISO 8601 in UTC; inputs that the schema marks as secret are masked.
+    """
     error = instance.error
     about = {
         "id": instance.id,
@@ -76,7 +80,7 @@ def status_document(instance: Instance) -> tuple[dict[str, Any], dict[str, Any]]
         "created_at": _iso(instance.created_at),
         "started_at": _iso(instance.started_at),
         "completed_at": _iso(instance.completed_at),
-        "inputs": dict(instance.inputs),
+        "inputs": mask_inputs(plan.input_schema, instance.inputs),
         "outputs": dict(instance.outputs),
         "error_message": error.message if error is not None else None,
         "error_code": error.code if error is not None else None,

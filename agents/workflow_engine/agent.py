@@ -34,7 +34,8 @@ from amp.transports.base import Transport
 from orchestration import contracts, machine
 from orchestration import events as ev
 from orchestration import stimuli as st
-from orchestration.definition.inputs import InputError, prepare_inputs
+from orchestration.definition.errors import InputError
+from orchestration.definition.inputs import prepare_inputs
 from orchestration.definition.plan import Plan
 from orchestration.documents import status_document
 from orchestration.instance import Instance
@@ -144,7 +145,12 @@ class WorkflowEngine(Agent):
 
     async def on_ready(self) -> None:
         """Take a lease, take up what nobody owns, and begin to listen."""
-        self.catalog = Catalog(self.mesh, self.section.workflow_dirs)
+        self.catalog = Catalog(
+            self.mesh,
+            folders=self.section.workflow_dirs,
+            workflow_timeout_seconds=self.section.workflow_timeout_default,
+            task_timeout_seconds=self.settings.task_executor.task_timeout_default,
+        )
         self._log = LogWriter(self.mesh)
         self._performer = MeshPerformer(
             self.mesh,
@@ -437,7 +443,7 @@ class WorkflowEngine(Agent):
         try:
             ready = prepare_inputs(plan.input_schema, dict(inputs or {}))
         except InputError as error:
-            problems = [problem.as_dict() for problem in error.problems]
+            problems = [msgspec.to_builtins(problem) for problem in error.problems]
             raise InvalidInputs(str(error), {"problems": problems}) from None
         if len(self._pending) >= self.section.max_pending_workflows:
             raise EngineBusy(
@@ -478,8 +484,8 @@ class WorkflowEngine(Agent):
 
         Raises: InstanceNotFound.
         """
-        _, instance = await self._find(instance_id)
-        about, tasks = status_document(instance)
+        plan, instance = await self._find(instance_id)
+        about, tasks = status_document(plan, instance)
         return contracts.WorkflowStatus(instance=about, tasks=tasks)
 
     async def _find(self, instance_id: str) -> tuple[Plan, Instance]:

@@ -8,19 +8,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import structlog
 
 from agents.workflow_engine.errors import DefinitionExists, FileRefused, InvalidDefinition, WorkflowNotFound
 from amp.client import MeshClient
 from orchestration import contracts
 from orchestration.definition.compile import compile_plan, definition_hash, load_plan, normalize
-from orchestration.definition.parse import (
-    MAX_DOCUMENT_BYTES,
-    DefinitionError,
-    ParsedDefinition,
-    parse_object,
-    parse_text,
-)
+from orchestration.definition.document import MAX_TEXT_BYTES
+from orchestration.definition.errors import DefinitionError
+from orchestration.definition.parse import ParsedDefinition, parse_object, parse_text
 from orchestration.definition.plan import Plan
 
 MAX_PLANS = 500
@@ -34,8 +31,19 @@ logger = structlog.get_logger(__name__)
 class Catalog:
     """Definitions by id and plans by hash."""
 
-    def __init__(self, mesh: MeshClient, folders: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        mesh: MeshClient,
+        *,
+        folders: tuple[str, ...],
+        workflow_timeout_seconds: float,
+        task_timeout_seconds: float,
+    ) -> None:
         self._mesh = mesh
+        self._timeouts = {
+            "workflow_timeout_seconds": workflow_timeout_seconds,
+            "task_timeout_seconds": task_timeout_seconds,
+        }
         self._folders = tuple(Path(folder) for folder in folders)
         self._plans: OrderedDict[str, Plan] = OrderedDict()
 
@@ -96,7 +104,7 @@ class Catalog:
     async def _store(
         self, parsed: ParsedDefinition, *, source: str, format: Literal["yaml", "json"], overwrite: bool
     ) -> contracts.WorkflowCreated:
-        plan = compile_plan(parsed.definition)
+        plan = compile_plan(parsed.definition, **self._timeouts)
         content = normalize(parsed.definition)
         record = contracts.DefinitionRecord(
             workflow_id=plan.workflow_id,
@@ -125,7 +133,7 @@ class Catalog:
             workflow_id=plan.workflow_id,
             status=reply.status,
             version=plan.version,
-            warnings=[problem.as_dict() for problem in parsed.warnings],
+            warnings=[msgspec.to_builtins(problem) for problem in parsed.warnings],
         )
 
     async def newest(self, workflow_id: str) -> Plan:
@@ -136,7 +144,7 @@ class Catalog:
         record = await self._get(contracts.DefinitionGetRequest(workflow_id=workflow_id))
         if record is None:
             raise WorkflowNotFound(f"there is no workflow {workflow_id!r}", {"workflow_id": workflow_id})
-        return self._plans.get(record.hash) or self._keep(load_plan(record.content))
+        return self._plans.get(record.hash) or self._keep(load_plan(record.content, **self._timeouts))
 
     async def by_hash(self, hash: str) -> Plan:
         """Return the plan that an instance was started with.
@@ -150,7 +158,7 @@ class Catalog:
         record = await self._get(contracts.DefinitionGetRequest(hash=hash))
         if record is None:
             raise WorkflowNotFound(f"there is no definition with the hash {hash}", {"hash": hash})
-        return self._keep(load_plan(record.content))
+        return self._keep(load_plan(record.content, **self._timeouts))
 
     async def list(self, limit: int) -> list[contracts.DefinitionRecord]:
         """Return the newest definition of each workflow, by id."""
@@ -190,14 +198,14 @@ async def _checked(
             return await asyncio.to_thread(parse_text, source, format, name)
         return await asyncio.to_thread(parse_object, definition)
     except DefinitionError as error:
-        problems = [problem.as_dict() for problem in error.problems]
-        raise InvalidDefinition(str(error), {"problems": problems}) from None
+        problems = [msgspec.to_builtins(problem) for problem in error.problems]
+        raise InvalidDefinition(str(error), {"problems": problems}, code=error.code) from None
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise FileRefused(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes")
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise FileRefused(f"{path} is larger than {MAX_TEXT_BYTES} bytes")
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileRefused(f"{path} cannot be read: {error}") from None

@@ -22,8 +22,10 @@ class EngineError(AmpError):
     wire_code = "EXECUTION_ERROR"
     may_retry = False
 
-    def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
-        super().__init__(self.wire_code, message, details or {}, retryable=self.may_retry)
+    def __init__(
+        self, message: str, details: dict[str, Any] | None = None, *, code: str | None = None
+    ) -> None:
+        super().__init__(code or self.wire_code, message, details or {}, retryable=self.may_retry)
 
 
 class WorkflowNotFound(EngineError):
