@@ -1094,10 +1094,11 @@ class MetricsAggregateRequest(Request, frozen=True, kw_only=True):
 
 
 class MetricsAggregateReply(Wire, frozen=True, kw_only=True):
-    """Each point: at, value, and by status where that applies."""
+    """Each point: at, value, and by status where that applies. `step_seconds` is the step used: whole minutes."""
 
     points: list[Object]
     timestamp: str
+    step_seconds: float = 0.0
 
 
 class AlertCreateRequest(Request, frozen=True, kw_only=True):
@@ -1132,6 +1133,21 @@ class AlertListReply(Wire, frozen=True, kw_only=True):
     total_count: int
 
 
+class AlertUpdateRequest(Request, frozen=True, kw_only=True):
+    """Say that an alert was seen or that its cause is gone."""
+
+    alert_id: str
+    acknowledged: bool = False
+    resolved: bool = False
+
+
+class AlertUpdateReply(Wire, frozen=True, kw_only=True):
+    """`alert` is as it stands now; `updated` is false when nothing changed."""
+
+    alert: Object
+    updated: bool
+
+
 class HealthCheckRequest(Request, frozen=True, kw_only=True):
     """Are the agents well? With `agent_id`, one of them."""
 
@@ -1139,11 +1155,13 @@ class HealthCheckRequest(Request, frozen=True, kw_only=True):
 
 
 class HealthCheckReply(Wire, frozen=True, kw_only=True):
-    """`status`: healthy, degraded or unhealthy; `agents` by id."""
+    """`status`: healthy, degraded or unhealthy; `agents` by id. `system` is how busy the machine is, in percent."""
 
     status: str
     agents: Object
     checked_at: str
+    system: Object = {}
+    missing_roles: list[str] = []
 
 
 class PerformanceReportRequest(Request, frozen=True, kw_only=True):
@@ -1296,6 +1314,7 @@ METRICS_AGGREGATE = _public(
 )
 ALERT_CREATE = _public("alert-create", AlertCreateRequest, AlertCreateReply, "Raise an alert")
 ALERT_LIST = _public("alert-list", AlertListRequest, AlertListReply, "List alerts")
+ALERT_UPDATE = _public("alert-update", AlertUpdateRequest, AlertUpdateReply, "Acknowledge or resolve an alert")
 HEALTH_CHECK = _public("health-check", HealthCheckRequest, HealthCheckReply, "Check the agents")
 PERFORMANCE_REPORT = _public(
     "performance-report", PerformanceReportRequest, PerformanceReportReply, "Report on performance"
