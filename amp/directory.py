@@ -1,0 +1,457 @@
+"""Answers of the pseudo-agent `registry`: registration, subscription, discovery, negotiation, versions. Pure.
+
+Every operation takes its body as the payload itself (the specification's shape) or as `payload.parameters` (all that
+a reference client can send). Formats that the specification leaves open are described in docs/protocol.md.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from amp.actions import Action, Tell
+from amp.envelope import PROTOCOL, REGISTRY_ID, Destination, Envelope, Message, MessageType
+from amp.errors import AgentNotFound, AuthenticationFailed, CapabilityNotFound, InvalidParameters
+from amp.registry import Registry, number
+from amp.session import INVOKE, MAX_SUBSCRIPTIONS, CapabilityRecord, Session, parse_registration
+
+if TYPE_CHECKING:
+    from amp.routing import Routing
+
+MAX_FOUND_AGENTS = 1000
+MAX_REASON_CHARACTERS = 300
+
+_OPERATIONS: Mapping[str, str] = {
+    "registration": "registration",
+    "register": "registration",
+    "deregistration": "deregistration",
+    "deregister": "deregistration",
+    "subscription": "subscription",
+    "subscribe": "subscription",
+    "discovery": "discovery",
+    "discover": "discovery",
+    "negotiation": "negotiation",
+    "capability_check": "negotiation",
+    "versions": "versions",
+}
+_BY_KEY = (
+    ("agent", "registration"),
+    ("identity", "registration"),
+    ("query", "discovery"),
+    ("negotiation_type", "negotiation"),
+    ("capability_request", "versions"),
+    ("patterns", "subscription"),
+)
+_OPEN_NAMES = frozenset({"registration", "deregistration", "discovery", "subscription", "negotiation"})
+_MARKS = (b'"delegation"', b'"capability_request"', b'"negotiation_type"')
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Names = Annotated[list[Name], msgspec.Meta(max_length=256)]
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """What discovery looks for; everything given must hold. Figures an agent never reported do not exclude it."""
+
+    capabilities: Names = []
+    capability_pattern: Name | None = None
+    framework: str | None = None
+    tags: Names = []
+    constraints: dict[str, Any] = {}
+    performance_requirements: dict[str, Any] = {}
+    input_compatible_with: Any = None
+    output_includes: Names | Name = []
+
+
+class Subtask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a delegation asks for. The callback is carried along, never called."""
+
+    capability: Name
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
+    completion_callback: Any = None
+
+
+class Delegation(msgspec.Struct, frozen=True, kw_only=True):
+    """A task handed on."""
+
+    subtask: Subtask
+    parent_task_id: str | None = None
+
+
+class CapabilityRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a capability in certain versions."""
+
+    id: Name
+    version_constraint: str = ""
+    preferred_version: str | None = None
+
+
+class Requirements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a negotiation asks whether it can be had."""
+
+    capabilities: Names = []
+    estimated_tokens: int | float | None = None
+    deadline: str | None = None
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    capability: str | None = None
+    parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    query: Query | msgspec.UnsetType = msgspec.UNSET
+    patterns: Annotated[list[Name], msgspec.Meta(max_length=MAX_SUBSCRIPTIONS)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    negotiation_type: str | msgspec.UnsetType = msgspec.UNSET
+    requirements: Requirements = Requirements()
+    delegation: Delegation | msgspec.UnsetType = msgspec.UNSET
+    capability_request: CapabilityRequest | msgspec.UnsetType = msgspec.UNSET
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_QUERY = msgspec.json.Decoder(Query)
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def is_for_registry(destination: Destination) -> bool:
+    """Return whether a request is for the router's own registry."""
+    agent_id = destination.agent_id
+    if agent_id:
+        return agent_id in (REGISTRY_ID, "registration")
+    return destination.capability in _OPEN_NAMES
+
+
+def answer(
+    routing: "Routing", session: Session, message: Message, now_ms: float, at: datetime
+) -> list[Action]:
+    """Return what follows from a request to the registry. Raises AmpError for whatever is wrong with it."""
+    operation, body = _operation(message)
+    if operation == "registration":
+        registration = parse_registration(body)
+        agent_id = registration.record.id
+        if agent_id != message.source.agent_id:
+            raise AuthenticationFailed(
+                f"{message.source.agent_id!r} cannot register {agent_id!r}", {"reason": "identity_bound"}
+            )
+        if session.kind == INVOKE:
+            routing.registry.check_borrowed(session, agent_id)
+            routing.registry.remember(registration)
+            return [_reply(session, message, {"registered": True, "agent_id": agent_id, "registered_at": at})]
+        actions = routing.register(session, registration, now_ms, at)
+        result: dict[str, Any] = {
+            "registered": True,
+            "agent_id": agent_id,
+            "registered_at": at,
+            "capabilities": sorted(session.capabilities),
+            "batching": registration.session.batching,
+        }
+        return [*actions, _reply(session, message, result), *routing.release(session, now_ms)]
+    actions = routing.identify(session, message, now_ms, at)
+    result = {}
+    if operation == "deregistration":
+        actions += routing.deregister(session)
+        result = {"registered": False, "agent_id": session.agent_id}
+    elif operation == "subscription":
+        patterns = _decode(body).patterns
+        if isinstance(patterns, msgspec.UnsetType):
+            raise InvalidParameters("a subscription needs 'patterns'", {"path": "$.patterns"})
+        routing.registry.subscribe(session, patterns)
+        result = {"patterns": patterns}
+    elif operation == "discovery":
+        result = {"agents": search(routing.registry, _query(body))}
+    elif operation == "negotiation":
+        result = negotiate(routing.registry, _decode(body).requirements, None, at)
+    else:
+        result = _versions(routing.registry, _decode(body))
+    return [*actions, _reply(session, message, result)]
+
+
+def _reply(session: Session, message: Message, result: Mapping[str, Any]) -> Action:
+    payload = {"status": "success", "result": result, "metadata": {}}
+    return Tell(
+        session=session,
+        type=MessageType.RESPONSE,
+        payload=payload,
+        correlation_id=message.id,
+        source_id=REGISTRY_ID,
+    )
+
+
+def _operation(message: Message) -> tuple[str, bytes]:
+    """Return which operation a request means, and its body in either shape."""
+    try:
+        payload = _RAW_OBJECT.decode(message.payload)
+        named = msgspec.json.decode(payload["capability"]) if "capability" in payload else None
+        parameters = _RAW_OBJECT.decode(payload["parameters"]) if "parameters" in payload else None
+    except msgspec.DecodeError as error:
+        raise InvalidParameters(f"the payload is not valid: {str(error)[:MAX_REASON_CHARACTERS]}") from None
+    body, keys = bytes(message.payload), payload
+    if parameters is not None and not any(key in payload for key, _ in _BY_KEY):
+        body, keys = bytes(payload["parameters"]), parameters
+    for name in (message.destination.capability, named):
+        if isinstance(name, str) and name in _OPERATIONS:
+            return _OPERATIONS[name], body
+    for key, operation in _BY_KEY:
+        if key in keys:
+            return operation, body
+    asked = message.destination.capability or named
+    raise CapabilityNotFound(
+        f"the registry does not offer {str(asked)[:80]!r}",
+        {"capability": asked, "available_capabilities": sorted(set(_OPERATIONS.values()))},
+    )
+
+
+def _decode(body: bytes) -> _Body:
+    try:
+        return _BODY.decode(body)
+    except msgspec.DecodeError as error:
+        place = str(error).partition(" - at `")[2].rstrip("`") or "$"
+        raise InvalidParameters(f"not valid: {str(error)[:MAX_REASON_CHARACTERS]}", {"path": place}) from None
+
+
+def _query(body: bytes) -> Query:
+    query = _decode(body).query
+    if not isinstance(query, msgspec.UnsetType):
+        return query
+    try:
+        return _QUERY.decode(body)
+    except msgspec.DecodeError as error:
+        raise InvalidParameters(f"the query is not valid: {str(error)[:MAX_REASON_CHARACTERS]}") from None
+
+
+# --- discovery ----------------------------------------------------------------------------------------------
+
+
+def search(registry: Registry, query: Query) -> list[dict[str, Any]]:
+    """Return the live agents that fit, as `{identity, capabilities, endpoints, health}`, sorted by id."""
+    found = []
+    for agent_id in sorted(registry.agents):
+        session = registry.agents[agent_id]
+        if not session.draining and _fits(session, query):
+            found.append(registry.describe(session))
+            if len(found) == MAX_FOUND_AGENTS:
+                break
+    return found
+
+
+def _fits(session: Session, query: Query) -> bool:
+    offered = session.capabilities
+    record = session.record
+    if any(each not in offered for each in query.capabilities):
+        return False
+    pattern = query.capability_pattern
+    if pattern is not None and not any(fnmatchcase(each, pattern) for each in offered):
+        return False
+    if query.framework and (record is None or record.framework != query.framework):
+        return False
+    if query.tags and not set(query.tags) <= set(record.tags if record else ()):
+        return False
+    looked_at = [offered[each] for each in query.capabilities] or list(offered.values())
+    if query.input_compatible_with is not None and not any(
+        _takes(each, query.input_compatible_with) for each in looked_at
+    ):
+        return False
+    wanted = [query.output_includes] if isinstance(query.output_includes, str) else query.output_includes
+    if wanted and not any(set(wanted) <= _properties(each.output_schema) for each in looked_at):
+        return False
+    return all(
+        _performs(session, looked_at, each) for each in (query.constraints, query.performance_requirements)
+    )
+
+
+def _performs(session: Session, offered: list[CapabilityRecord], wanted: Mapping[str, Any]) -> bool:
+    most, least = number(wanted, "max_latency_ms"), number(wanted, "min_success_rate")
+    if most is not None:
+        latency = number(session.health, "response_time_avg")
+        if latency is None:
+            said = [
+                each
+                for record in offered
+                if (each := number(record.constraints, "response_time_ms")) is not None
+            ]
+            latency = min(said, default=None)
+        if latency is not None and latency > most:
+            return False
+    rate = number(session.health, "success_rate")
+    return least is None or rate is None or rate >= least
+
+
+def _properties(schema: Mapping[str, Any]) -> set[str]:
+    properties = schema.get("properties")
+    return set(properties) if isinstance(properties, dict) else set()
+
+
+def _takes(record: CapabilityRecord, given: Any) -> bool:
+    """Return whether the capability can be called with the given schema's (or sample's, or list's) fields."""
+    if isinstance(given, str):
+        names = {given}
+    elif isinstance(given, dict):
+        names = _properties(given) or set(given)
+    elif isinstance(given, list):
+        names = {each for each in given if isinstance(each, str)}
+    else:
+        return False
+    required = record.input_schema.get("required")
+    needed = {each for each in required if isinstance(each, str)} if isinstance(required, list) else set()
+    known = _properties(record.input_schema)
+    return needed <= names and (not known or bool(known & names))
+
+
+# --- negotiation, delegation, versions ----------------------------------------------------------------------
+
+
+def negotiate(
+    registry: Registry, requirements: Requirements, agent_id: str | None, at: datetime
+) -> dict[str, Any]:
+    """Return whether what is required can be had, from one agent or from the mesh, and what is missing."""
+    if agent_id is not None and agent_id not in registry.agents:
+        raise AgentNotFound(f"agent {agent_id!r} is not on the mesh", {"agent_id": agent_id})
+    providers: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for capability_id in requirements.capabilities:
+        holders = registry.offers.get(capability_id, {})
+        fitting = [
+            name
+            for name, session in holders.items()
+            if agent_id in (None, name) and _within_tokens(session.capabilities[capability_id], requirements)
+        ]
+        if fitting:
+            providers[capability_id] = sorted(fitting)
+        elif holders and agent_id is None:
+            problems.append(f"{capability_id}: more tokens than any agent takes")
+        else:
+            problems.append(f"{capability_id}: not offered")
+    if requirements.deadline is not None and _is_past(requirements.deadline, at):
+        problems.append("the deadline has passed")
+    missing = [each for each in requirements.capabilities if each not in providers]
+    return {
+        "negotiation_type": "capability_check",
+        "accepted": not problems,
+        "capabilities": {each: each in providers for each in requirements.capabilities},
+        "providers": providers,
+        "missing": missing,
+        "reasons": problems,
+    }
+
+
+def _within_tokens(record: CapabilityRecord, requirements: Requirements) -> bool:
+    most = number(record.constraints, "max_tokens")
+    return most is None or requirements.estimated_tokens is None or requirements.estimated_tokens <= most
+
+
+def _is_past(deadline: str, at: datetime) -> bool:
+    try:
+        due = datetime.fromisoformat(deadline)
+    except ValueError:
+        raise InvalidParameters(
+            "the deadline is not an ISO 8601 time", {"path": "$.requirements.deadline"}
+        ) from None
+    return (due if due.tzinfo else due.replace(tzinfo=at.tzinfo)) < at
+
+
+def translate(registry: Registry, session: Session, envelope: Envelope, at: datetime) -> Envelope | Action:
+    """Return a delegation or a versioned request as the plain request it stands for; a negotiation is answered."""
+    message = envelope.message
+    payload = bytes(message.payload)
+    if not any(mark in payload for mark in _MARKS):
+        return envelope
+    raw = _RAW_OBJECT.decode(payload)
+    if "capability" in raw and "parameters" in raw:
+        return envelope
+    body = _decode(payload)
+    destination = message.destination
+    if not isinstance(body.negotiation_type, msgspec.UnsetType):
+        return _reply(
+            session, message, negotiate(registry, body.requirements, destination.agent_id or None, at)
+        )
+    if not isinstance(body.delegation, msgspec.UnsetType):
+        subtask = body.delegation.subtask
+        raw["capability"] = msgspec.Raw(msgspec.json.encode(subtask.capability))
+        raw["parameters"] = subtask.parameters
+        target = Destination(agent_id=destination.agent_id, capability=subtask.capability)
+    elif not isinstance(body.capability_request, msgspec.UnsetType):
+        wanted = body.capability_request
+        raw["capability"] = msgspec.Raw(msgspec.json.encode(wanted.id))
+        raw.setdefault("parameters", msgspec.Raw(b"{}"))
+        hints = {
+            "version_constraint": wanted.version_constraint,
+            "preferred_version": wanted.preferred_version,
+        }
+        target = Destination(agent_id=destination.agent_id, capability=wanted.id, routing_hints=hints)
+    else:
+        return envelope
+    changed = msgspec.structs.replace(
+        message, destination=target, payload=msgspec.Raw(msgspec.json.encode(raw))
+    )
+    return Envelope(PROTOCOL, changed)
+
+
+def _versions(registry: Registry, body: _Body) -> dict[str, Any]:
+    wanted = body.capability_request
+    if isinstance(wanted, msgspec.UnsetType):
+        raise InvalidParameters("'capability_request' is missing", {"path": "$.capability_request"})
+    holders = registry.offers.get(wanted.id, {})
+    fitting = with_version(holders, wanted.id, wanted.version_constraint, wanted.preferred_version)
+    if not fitting:
+        raise no_version(holders, wanted.id, wanted.version_constraint)
+    agents = [
+        {"agent_id": name, "version": each.capabilities[wanted.id].version} for name, each in fitting.items()
+    ]
+    return {"capability": {"id": wanted.id, "version": agents[0]["version"]}, "agents": agents}
+
+
+def no_version(holders: Mapping[str, Session], capability_id: str, constraint: str) -> CapabilityNotFound:
+    """Return the error that names the versions there are."""
+    versions = sorted({each.capabilities[capability_id].version for each in holders.values()})
+    return CapabilityNotFound(
+        f"no agent offers {capability_id!r} in a version {constraint[:80]!r}",
+        {"capability": capability_id, "available_versions": versions},
+    )
+
+
+def with_version(
+    holders: Mapping[str, Session], capability_id: str, constraint: str, preferred: str | None = None
+) -> dict[str, Session]:
+    """Return the holders whose version fits `>=1.0.0 <2.0.0`; only those with the preferred one when there are some."""
+    checks = [_check(each) for each in re.split(r"[\s,]+", constraint.strip()) if each]
+    fitting = {
+        name: session
+        for name, session in holders.items()
+        if all(check(_version(session.capabilities[capability_id].version)) for check in checks)
+    }
+    best = {
+        name: session
+        for name, session in fitting.items()
+        if preferred and _version(session.capabilities[capability_id].version) == _version(preferred)
+    }
+    return best or fitting
+
+
+def _version(text: str) -> tuple[int, int, int]:
+    """Return major, minor, patch; what is missing is 0."""
+    parts = [int(each) for each in re.findall(r"\d{1,9}", text)[:3]]
+    parts += [0] * (3 - len(parts))
+    return parts[0], parts[1], parts[2]
+
+
+def _check(term: str) -> Any:
+    match = re.fullmatch(r"(>=|<=|==|=|!=|>|<|\^|~)?v?(\d{1,9}(?:\.\d{1,9}){0,2})", term)
+    if match is None:
+        raise InvalidParameters(
+            f"{term[:40]!r} is no version constraint; write for example '>=1.0.0 <2.0.0'",
+            {"path": "$.capability_request.version_constraint"},
+        )
+    sign, wanted = match[1] or "==", _version(match[2])
+    checks = {
+        ">=": lambda version: version >= wanted,
+        "<=": lambda version: version <= wanted,
+        ">": lambda version: version > wanted,
+        "<": lambda version: version < wanted,
+        "=": lambda version: version == wanted,
+        "==": lambda version: version == wanted,
+        "!=": lambda version: version != wanted,
+        "^": lambda version: wanted <= version < (wanted[0] + 1, 0, 0),
+        "~": lambda version: wanted <= version < (wanted[0], wanted[1] + 1, 0),
+    }
+    return checks[sign]

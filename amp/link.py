@@ -1,0 +1,117 @@
+"""One end of a connection with its outbox: frames leave in order, together when the peer takes batches.
+
+Both the router and the client send through a `Link`. The outbox is bounded by frames and bytes; what does not fit is
+refused to the caller, never waited for.
+"""
+
+import asyncio
+from collections import deque
+
+from amp.codec import join_frames
+from amp.transports.base import Connection, ConnectionClosed
+
+MAX_OUTBOX_FRAMES = 20_000
+MAX_OUTBOX_BYTES = 64 * 1024 * 1024
+MAX_BATCH_BYTES = 256 * 1024
+MAX_BATCH_FRAMES = 256
+
+
+class Link:
+    """A connection that is written by one task, from a bounded queue.
+
+    `batching` may be set once the peer has agreed to arrays of envelopes.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        max_frames: int = MAX_OUTBOX_FRAMES,
+        max_bytes: int = MAX_OUTBOX_BYTES,
+    ) -> None:
+        self.connection = connection
+        self.batching = False
+        self.closed = False
+        self._max_frames = max_frames
+        self._max_bytes = max_bytes
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._writing = False
+
+    def push(self, frame: bytes, *, reserve: int = 1) -> bool:
+        """Queue a frame. Return False when the outbox is full or closed.
+
+        Args:
+            reserve: Replies may fill the outbox `reserve` times over before they are refused.
+        """
+        if (
+            self.closed
+            or len(self._frames) >= self._max_frames * reserve
+            or self._bytes + len(frame) > self._max_bytes * reserve
+        ):
+            return False
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        wake = self._wake
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+        return True
+
+    @property
+    def backlog(self) -> int:
+        """How many frames wait to be sent."""
+        return len(self._frames)
+
+    async def write(self) -> None:
+        """Send what is queued until the connection ends. The owner runs this as a task."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                if not self._frames:
+                    self._settle()
+                    if self.closed:
+                        return
+                    self._wake = loop.create_future()
+                    await self._wake
+                    self._wake = None
+                    continue
+                self._writing = True
+                await self.connection.send(self._take())
+                self._writing = False
+        except ConnectionClosed:
+            self.closed = True
+        finally:
+            self._settle()
+
+    def _take(self) -> bytes:
+        frames = self._frames
+        first = frames.popleft()
+        self._bytes -= len(first)
+        if not self.batching or not frames:
+            return first
+        batch, size = [first], len(first)
+        while frames and len(batch) < MAX_BATCH_FRAMES and size + len(frames[0]) <= MAX_BATCH_BYTES:
+            frame = frames.popleft()
+            size += len(frame)
+            batch.append(frame)
+        self._bytes -= size - len(first)
+        return join_frames(batch)
+
+    def _settle(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def flush(self, timeout_seconds: float) -> None:
+        """Wait until everything queued has been handed to the connection, at most `timeout_seconds`."""
+        if self.closed or not (self._frames or self._writing):
+            return
+        self._drained = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._drained,), timeout=timeout_seconds)
+
+    def end(self) -> None:
+        """Take no more frames, and let the writer finish once the queue is empty."""
+        self.closed = True
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

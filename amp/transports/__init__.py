@@ -1,0 +1,1 @@
+"""How frames travel. Each transport passes the same contract suite."""

@@ -1,0 +1,43 @@
+"""The seam between the client and the way its frames travel. It only declares."""
+
+from typing import Protocol
+
+
+class ConnectionClosed(Exception):
+    """The connection is gone. `code` is the WebSocket close code, 1006 when there was none."""
+
+    def __init__(self, reason: str = "the connection is closed", *, code: int = 1006) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class ConnectFailed(Exception):
+    """No connection could be made. `permanent` means that trying again will not help, for example a refused key."""
+
+    def __init__(self, reason: str, *, permanent: bool = False) -> None:
+        super().__init__(reason)
+        self.permanent = permanent
+
+
+class Connection(Protocol):
+    """One open connection: whole frames, in order."""
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame. It waits while the peer does not read. Raises ConnectionClosed."""
+        ...
+
+    async def receive(self) -> bytes | str:
+        """Return the next frame. Raises ConnectionClosed."""
+        ...
+
+    async def close(self) -> None:
+        """Close. Works twice."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to a router."""
+
+    async def connect(self) -> Connection:
+        """Return a new connection. Raises ConnectFailed."""
+        ...
