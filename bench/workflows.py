@@ -73,8 +73,9 @@ def processes(folder: Path, router_port: int, executors: int = 1) -> Iterator[li
     commands += [[sys.executable, "-m", "agents.task_executor", "--port", "0"] for _ in range(executors - 1)]
     started: list[subprocess.Popen[bytes]] = []
     try:
-        for command in commands:
-            started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        started.extend(
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for command in commands
+        )
         yield started
     finally:
         for process in reversed(started):
@@ -177,10 +178,13 @@ async def client(router_port: int) -> AsyncIterator[MeshClient]:
 
 async def ready(mesh: MeshClient) -> None:
     """Return when every agent that a workflow needs has registered."""
+    joined = asyncio.Event()
+    await mesh.subscribe(contracts.EVENT_AGENT_JOINED, lambda event: joined.set())
     async with asyncio.timeout(START_SECONDS):
         for capability in READY_CAPABILITIES:
             while not await mesh.discover(capabilities=[capability]):
-                await asyncio.sleep(0.05)
+                await joined.wait()
+                joined.clear()
 
 
 async def define(mesh: MeshClient, definition: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ QUESTION_RETRY_SECONDS = 1.0
 BUSY_RETRY_SECONDS = 0.25
 CANCEL_TIMEOUT_SECONDS = 5.0
 UNREPEATABLE_GRACE_SECONDS = 10.0
+"""How long a lost agent has to come back with the result of an attempt that must not be repeated."""
 MAX_ERROR_MESSAGE_CHARACTERS = 4000
 
 logger = structlog.get_logger(__name__)
@@ -72,7 +73,7 @@ class MeshPerformer:
             case cmd.CancelAttempt():
                 work = self._cancel(command.token)
             case cmd.AwaitResult():
-                work = self._await_result(driver, command)
+                work = self._await_result(driver, command.task_id, command.token, whole_time=True)
         self._spawn(work, f"{type(command).__name__} {driver.id}")
 
     # --- attempts --------------------------------------------------------------------------------------
@@ -84,6 +85,10 @@ class MeshPerformer:
             try:
                 stimulus = await self._attempt(driver, task, command)
             except (AgentLost, Disconnected) as error:
+                if task.effects not in machine.REPEATABLE:
+                    run_on = isinstance(error, Disconnected)
+                    await self._await_result(driver, task.id, command.token, whole_time=run_on)
+                    return
                 stimulus = st.AttemptVanished(
                     at=self._clock.now(),
                     task_id=task.id,
@@ -211,19 +216,24 @@ class MeshPerformer:
         except AmpError as error:
             logger.info("cancel_not_delivered", token=token, code=error.code)
 
-    async def _await_result(self, driver: Driver, command: cmd.AwaitResult) -> None:
-        """Wait for a result that comes through the inbox; without one the attempt's outcome is unknown."""
-        run = driver.instance.runs[command.task_id]
-        begun = run.attempt_started_at or self._clock.now()
-        limit = driver.plan.tasks[command.task_id].timeout_seconds
-        elapsed = (self._clock.now() - begun).total_seconds()
-        await asyncio.sleep(max(limit - elapsed, 0.0) + UNREPEATABLE_GRACE_SECONDS)
+    async def _await_result(self, driver: Driver, task_id: str, token: str, *, whole_time: bool) -> None:
+        """Wait for a result that comes through the inbox; without one the attempt's outcome is unknown.
+
+        Args:
+            whole_time: The executor may still be at work, so wait until its time limit; else only for a reconnect.
+        """
+        wait = UNREPEATABLE_GRACE_SECONDS
+        if whole_time:
+            begun = driver.instance.runs[task_id].attempt_started_at or self._clock.now()
+            elapsed = (self._clock.now() - begun).total_seconds()
+            wait += max(driver.plan.tasks[task_id].timeout_seconds - elapsed, 0.0)
+        await asyncio.sleep(wait)
         driver.post(
             st.AttemptVanished(
                 at=self._clock.now(),
-                task_id=command.task_id,
-                token=command.token,
-                reason="no result came after the engine was lost",
+                task_id=task_id,
+                token=token,
+                reason="the agent was lost and sent no result",
             )
         )
 

@@ -37,7 +37,7 @@ def test_a_delay_is_never_negative_and_never_above_the_cap(
 
 @pytest.mark.parametrize(("attempt", "jitter"), [(0, 0.5), (1, 1.0), (1, -0.1)])
 def test_values_out_of_range_are_refused(attempt: int, jitter: float) -> None:
-    with pytest.raises(ValueError, match="attempt|jitter"):
+    with pytest.raises(ValueError, match=r"attempt|jitter"):
         delay_seconds(RetryPolicy(), attempt, jitter)
 
 
