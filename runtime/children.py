@@ -189,7 +189,7 @@ class Child:
             self._ended.set()
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
-        """Pass on every line, cutting lines that are too long."""
+        """Pass on every line; a line that is too long comes in pieces."""
         rest = b""
         while chunk := await stream.read(READ_BYTES):
             *lines, rest = (rest + chunk).split(b"\n")
@@ -198,19 +198,23 @@ class Child:
             if len(rest) > MAX_LINE_BYTES:
                 self._take(rest)
                 rest = b""
-        if rest:
-            self._take(rest)
+        self._take(rest)
 
     def _take(self, raw: bytes) -> None:
-        line = raw[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip()
-        if not line:
+        for start in range(0, len(raw), MAX_LINE_BYTES):
+            line = raw[start : start + MAX_LINE_BYTES].decode("utf-8", "replace").rstrip()
+            if not line:
+                continue
+            self._tail.append(line)
+            self._look_for_announcement(line)
+            self._emit(self.spec.name, line)
+
+    def _look_for_announcement(self, line: str) -> None:
+        if ANNOUNCEMENT not in line or self._health_url is None or self._health_url.done():
             return
-        self._tail.append(line)
-        if ANNOUNCEMENT in line and self._health_url is not None and not self._health_url.done():
-            url = _announced_url(line)
-            if url is not None:
-                self._health_url.set_result(url)
-        self._emit(self.spec.name, line)
+        url = _announced_url(line)
+        if url is not None:
+            self._health_url.set_result(url)
 
     async def _become_ready(self) -> None:
         """Set `ready` once /health answers 200; end the process when that takes too long."""

@@ -147,13 +147,15 @@ def is_local_host(header: str, *, bound_to: str) -> bool:
 
 def _host_name(header: str) -> str | None:
     """Return the name in `name:port` in small letters, or None when the header is not one."""
-    name, colon, port = (
-        header.strip().lower().partition("]") if header.startswith("[") else (header.lower(), "", "")
-    )
-    if colon:
-        return name[1:] if not port or port.startswith(":") else None
-    name, _, port = name.strip().partition(":")
-    return name if name and (not port or port.isdigit()) else None
+    text = header.strip().lower()
+    if text.startswith("["):
+        name, bracket, port = text[1:].partition("]")
+        is_name = bool(bracket) and _address(name) is not None
+        port = port.removeprefix(":") if port.startswith(":") else f"{port}?" if port else ""
+    else:
+        name, _, port = text.partition(":")
+        is_name = bool(name)
+    return name if is_name and (not port or port.isdigit()) else None
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

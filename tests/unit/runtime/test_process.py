@@ -1,0 +1,65 @@
+"""How a process ends: codes and signals."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from runtime.errors import RuntimeFault
+from runtime.process import run, run_to_end
+
+
+def test_result_of_main_is_the_exit_code() -> None:
+    async def main(stopping: asyncio.Event) -> int:
+        return 3
+
+    assert run_to_end(main) == 3
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_asks_main_to_finish(number: signal.Signals) -> None:
+    async def main(stopping: asyncio.Event) -> int:
+        os.kill(os.getpid(), number)
+        await stopping.wait()
+        return 0
+
+    assert run_to_end(main) == 0
+
+
+def test_second_signal_ends_main_at_once() -> None:
+    cleaned = []
+
+    async def main(stopping: asyncio.Event) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await stopping.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(True)
+        return 0
+
+    assert run_to_end(main) == 130
+    assert cleaned == [True]
+
+
+def test_signal_handlers_are_put_back() -> None:
+    async def main(stopping: asyncio.Event) -> int:
+        return 0
+
+    before = signal.getsignal(signal.SIGINT)
+    run_to_end(main)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeFault("no address")])
+def test_crash_is_logged_and_gives_one(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    async def main(stopping: asyncio.Event) -> int:
+        raise error
+
+    assert run_to_end(main) == 1
+    assert caplog.messages in (["process_failed"], ["process_cannot_run"])
