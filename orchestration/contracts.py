@@ -963,8 +963,8 @@ class ErrorHandleReply(Wire, frozen=True, kw_only=True):
     recovery_action: RecoveryAction
     escalated: bool
     recommendations: list[str]
-    severity: Severity = Severity.LOW
-    error_id: str = ""
+    severity: Severity
+    error_id: str
     delay_seconds: float = 0.0
     reason: str = ""
 
