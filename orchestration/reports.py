@@ -110,6 +110,11 @@ class WorkflowTally(NamedTuple):
     tally: Tally
     failures: Mapping[str, int]
 
+    @classmethod
+    def empty(cls) -> "WorkflowTally":
+        """Return the tally of a workflow that did not run."""
+        return cls(Tally(), {})
+
 
 def summary(
     workflows: Mapping[str, WorkflowTally], *, time_range: str, at: datetime, active: int, open_alerts: int
@@ -147,7 +152,7 @@ def steps(
         tallies: Each with its bucket.
         step_seconds: Rounded up to whole buckets.
     """
-    width = max(1, math.ceil(step_seconds / BUCKET_SECONDS))
+    width = _buckets_in(step_seconds)
     first, last = bucket_of(begin), bucket_of(end)
     count = (last - first) // width + 1
     gathered = [Tally() for _ in range(count)]
@@ -158,6 +163,33 @@ def steps(
         Point(datetime.fromtimestamp((first + number * width) * BUCKET_SECONDS, UTC), tally)
         for number, tally in enumerate(gathered)
     ]
+
+
+def whole_step(step_seconds: float) -> float:
+    """Return the step that is used when this one is asked for, in seconds."""
+    return float(_buckets_in(step_seconds) * BUCKET_SECONDS)
+
+
+def point_object(point: Point, metric: str) -> dict[str, Any]:
+    """Return a point of `executions`, `failures`, `duration` or `tasks` as a plain object."""
+    tally = point.tally
+    by_status = {"completed": tally.completed, "failed": tally.failed, "cancelled": tally.cancelled}
+    values: dict[str, float | None] = {
+        "executions": tally.ended,
+        "failures": tally.failed,
+        "duration": mean_seconds(tally),
+        "tasks": tally.completed + tally.failed,
+    }
+    return {
+        "at": point.at.isoformat(),
+        "value": values[metric],
+        "started": tally.started,
+        "by_status": by_status,
+    }
+
+
+def _buckets_in(step_seconds: float) -> int:
+    return max(1, math.ceil(step_seconds / BUCKET_SECONDS))
 
 
 def trends(points: Sequence[Point], *, with_predictions: bool) -> dict[str, Any]:

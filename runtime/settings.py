@@ -155,6 +155,20 @@ class ErrorHandlerSettings(AgentSection):
     max_records_per_instance: Count = 1000
 
 
+class AlertRuleSettings(Section):
+    """One of `monitor_agent.alert_rules`: an alert that is open while its condition is true.
+
+    `condition` is an expression over the last hour's metrics of each workflow, or of the system.
+    """
+
+    alert_type: Annotated[str, Field(min_length=1, max_length=100)]
+    severity: Literal["info", "warning", "error", "critical"] = "warning"
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    description: Annotated[str, Field(max_length=2000)] = ""
+    condition: Annotated[str, Field(min_length=1, max_length=2000)]
+    scope: Literal["workflow", "system"] = "workflow"
+
+
 class MonitorAgentSettings(AgentSection):
     """Section `monitor_agent`."""
 
@@ -164,6 +178,7 @@ class MonitorAgentSettings(AgentSection):
     alert_check_interval: Seconds = 60
     health_check_interval: Seconds = 30
     max_alerts: Count = 1000
+    alert_rules: Annotated[tuple[AlertRuleSettings, ...], Field(max_length=100)] = ()
 
 
 class CircuitBreakerSettings(Section):

@@ -1,0 +1,523 @@
+"""The monitor as a process: it reads the log, counts, raises alerts and answers questions about all of it.
+
+Every number comes from the log by cursor, never from a message that could get lost.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+from prometheus_client import Counter, Gauge
+
+from agents.base import Agent
+from agents.log_reader import LogReader
+from agents.monitor_agent.alerting import AlertBook, firing
+from agents.monitor_agent.resources import Resources
+from agents.monitor_agent.roster import Roster, agent_object
+from agents.monitor_agent.store import MonitorStore
+from amp.capability import Incoming, Offer
+from amp.errors import AmpError, InvalidParameters
+from amp.subscriptions import Event
+from orchestration import contracts, reports
+from orchestration.alerts import BUILT_IN_RULES, Alert, AlertSeverity, Finding, Rule, RuleOutcome, compare
+from orchestration.contracts import EventRecord
+from orchestration.tallies import BUCKET_SECONDS, EVENT_TYPES, OpenInstance, bucket_of, fold, total
+from runtime.ids import new_id
+from runtime.settings import MonitorAgentSettings, Settings
+
+STORE_FILE = "monitor.db"
+RULE_RANGE = timedelta(hours=1)
+"""The rules look at this much of the past."""
+DASHBOARD_RANGE = timedelta(hours=24)
+TREND_STEPS = 24
+MAX_POINTS = 2000
+DEFINITIONS_TIMEOUT_SECONDS = 2.0
+MAX_METADATA_BYTES = 16 * 1024
+MAX_TYPE_CHARACTERS = 100
+_COUNTED_TYPES = frozenset(
+    {"workflow_failure", "error_escalation", "error_occurred", "agent_unhealthy"}
+    | {rule.alert_type for rule in BUILT_IN_RULES}
+)
+WIDGETS = ("overview", "performance", "alerts", "workflows")
+
+
+class MonitorAgent(Agent):
+    """Tracks performance, raises alerts, knows who is well, reports."""
+
+    section_name: ClassVar[str] = "monitor_agent"
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(settings, **options)
+        self.section: MonitorAgentSettings = settings.monitor_agent
+        self.store = MonitorStore(str(Path(settings.data_dir) / STORE_FILE))
+        self.instances: dict[str, OpenInstance] = {}
+        self.alerts = AlertBook({}, self.section.max_alerts)
+        self.roster = Roster(self.clock, self.agent_id)
+        self.resources = Resources(self.clock, Path(settings.data_dir))
+        self.rules: tuple[Rule, ...] = (*BUILT_IN_RULES, *_configured(self.section))
+        self._saving = asyncio.Lock()
+        self._reader: LogReader | None = None
+        registry = self.metrics
+        self._events = Counter("amp_monitor_events", "Events of the log counted", registry=registry)
+        self._unreadable = Counter("amp_log_events_unreadable", "Events passed over", registry=registry)
+        self._raised = Counter("amp_alerts_raised", "Alerts raised", ["type", "severity"], registry=registry)
+        self._executions = Counter(
+            "amp_workflow_executions", "Executions ended", ["status"], registry=registry
+        )
+        for name, text, read in (
+            ("amp_active_workflows", "Instances that have not ended", lambda: len(self.instances)),
+            ("amp_running_tasks", "Attempts under way", self._running_tasks),
+            ("amp_alerts_open", "Alerts not resolved", lambda: len(self.alerts.open_alerts)),
+            ("amp_monitor_offset", "Offset of the log counted up to", self._offset),
+            ("amp_monitor_lag", "Offsets of the log not counted yet", self._lag),
+        ):
+            Gauge(name, text, registry=registry).set_function(read)
+
+    def offers(self) -> list[Offer]:
+        """Return the capabilities of the monitor."""
+        return [
+            self.offer(contracts.METRICS_GET, self.get_metrics),
+            self.offer(contracts.METRICS_AGGREGATE, self.aggregate_metrics),
+            self.offer(contracts.ALERT_CREATE, self.create_alert),
+            self.offer(contracts.ALERT_LIST, self.list_alerts),
+            self.offer(contracts.ALERT_UPDATE, self.update_alert),
+            self.offer(contracts.HEALTH_CHECK, self.check_health),
+            self.offer(contracts.PERFORMANCE_REPORT, self.report_performance),
+            self.offer(contracts.DASHBOARD_DATA, self.dashboard_data),
+        ]
+
+    # --- its life --------------------------------------------------------------------------------------
+
+    async def on_start(self) -> None:
+        """Open the store and take up where it ends."""
+        await self.store.open()
+        self.instances = await self.store.open_instances()
+        self.alerts = AlertBook(await self.store.alerts(), self.section.max_alerts)
+
+    async def on_ready(self) -> None:
+        """Begin to read the log, to watch the agents and to evaluate the rules."""
+        self.roster = Roster(self.clock, self.agent_id)
+        await self.mesh.subscribe("agent.*", self._take_agent_event)
+        self._reader = LogReader(
+            self.mesh,
+            types=EVENT_TYPES,
+            after=await self.store.cursor(),
+            apply=self._take_events,
+            on_rewound=self._start_over,
+        )
+        self.spawn(self._reader.run(), "log reader")
+        self.spawn(self._watch_agents(), "agent watch")
+        self.spawn(self._watch_rules(), "rule watch")
+
+    async def on_stopped(self) -> None:
+        """Close the store."""
+        await self.store.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return how far the log is counted and what is open."""
+        return {
+            "log_offset": self._offset(),
+            "log_lag": self._lag(),
+            "active_workflows": len(self.instances),
+            "open_alerts": len(self.alerts.open_alerts),
+        }
+
+    # --- what it counts --------------------------------------------------------------------------------
+
+    async def _take_events(self, events: Sequence[EventRecord], offset: int) -> None:
+        """Count a batch of events and save what changed together with the offset."""
+        async with self._saving:
+            changes = fold(self.instances, events)
+            raised = [self._raise(finding, at) for _, at, finding in changes.findings]
+            changed, dropped = self.alerts.take_changes()
+            await self.store.save(changes, cursor=offset, alerts=changed, dropped_alerts=dropped)
+        self._events.inc(len(events))
+        for execution in changes.ended:
+            self._executions.labels(execution.status).inc()
+        if changes.unreadable:
+            self._unreadable.inc(changes.unreadable)
+            self.logger.warning("log_events_unreadable", count=changes.unreadable, offset=offset)
+        await self._announce(alert for alert, _ in raised)
+
+    async def _start_over(self) -> None:
+        """Another log is there: count anew."""
+        async with self._saving:
+            self.instances.clear()
+            await self.store.start_over()
+
+    async def _watch_rules(self) -> None:
+        """Evaluate the rules and forget what is too old, each `alert_check_interval`."""
+        while True:
+            await self.evaluate_rules()
+            now = self.clock.now()
+            await self.store.forget(before=now - timedelta(hours=self.section.metrics_retention_hours))
+            await asyncio.sleep(self.section.alert_check_interval)
+
+    async def evaluate_rules(self) -> None:
+        """Raise what holds now and was not open, resolve what no longer holds."""
+        now = self.clock.now()
+        tallies = await self.store.workflows(bucket_of(now - RULE_RANGE))
+        workflows = {key: reports.workflow_metrics(key, *part) for key, part in tallies.items()}
+        findings, broken = firing(self.rules, workflows, self._system_facts(tallies), now)
+        for rule, error in broken:
+            self.logger.warning(
+                "alert_rule_broken", alert_type=rule.alert_type, code=error.code, error=error.message
+            )
+        await self._change(compare(findings, self.alerts.open_alerts, self.rules))
+
+    async def _watch_agents(self) -> None:
+        """Ask every agent, each `health_check_interval`."""
+        while True:
+            await self.check_agents()
+            await asyncio.sleep(self.section.health_check_interval)
+
+    async def check_agents(self) -> None:
+        """Ask every agent; raise and resolve the alerts that follow."""
+        try:
+            await self.roster.check(self.mesh)
+        except AmpError as error:
+            self.logger.warning("agents_not_checked", code=error.code)
+            return
+        findings = self.roster.unhealthy()
+        unwell = {finding.fingerprint for finding in findings}
+        known = {
+            alert.fingerprint: alert for alert in self.alerts.open_alerts if alert.type == "agent_unhealthy"
+        }
+        await self._change(
+            RuleOutcome(
+                findings=tuple(each for each in findings if each.fingerprint not in known),
+                over=tuple(alert for mark, alert in known.items() if mark not in unwell),
+            )
+        )
+
+    async def _change(self, outcome: RuleOutcome) -> None:
+        now = self.clock.now()
+        async with self._saving:
+            raised = [self._raise(finding, now)[0] for finding in outcome.findings]
+            resolved = [self.alerts.resolve(alert, now) for alert in outcome.over]
+            await self._save_alerts()
+        await self._announce([*raised, *resolved])
+
+    def _raise(self, finding: Finding, at: datetime) -> tuple[Alert, bool]:
+        alert, created = self.alerts.raise_(finding, new_id=new_id("alr", self.clock, self.random), at=at)
+        if created:
+            known = alert.type if alert.type in _COUNTED_TYPES else "other"
+            self._raised.labels(known, alert.severity.value).inc()
+            self.logger.warning(
+                "alert_raised", alert_id=alert.id, type=alert.type, severity=alert.severity.value
+            )
+        return alert, created
+
+    async def _save_alerts(self) -> None:
+        changed, dropped = self.alerts.take_changes()
+        if changed or dropped:
+            await self.store.save(alerts=changed, dropped_alerts=dropped)
+
+    async def _announce(self, alerts: Any) -> None:
+        for alert in {alert.id: alert for alert in alerts}.values():
+            try:
+                await self.mesh.publish(
+                    contracts.EVENT_ALERT_CHANGED,
+                    {"alert": reports.alert_object(alert)},
+                    subscribers_only=True,
+                )
+            except AmpError as error:
+                self.logger.warning("alert_not_published", alert_id=alert.id, code=error.code)
+
+    async def _take_agent_event(self, event: Event) -> None:
+        if event.event_type == contracts.EVENT_AGENT_JOINED:
+            self.roster.joined(event.data)
+        elif event.event_type == contracts.EVENT_AGENT_LEFT:
+            self.roster.left(event.data)
+
+    # --- what it is asked ------------------------------------------------------------------------------
+
+    async def get_metrics(self, incoming: Incoming) -> contracts.MetricsGetReply:
+        """Answer `metrics-get`."""
+        request: contracts.MetricsGetRequest = incoming.parameters
+        now = self.clock.now()
+        since = bucket_of(now - _length(request.time_range))
+        metrics: dict[str, Any]
+        match request.metric_type:
+            case "workflow":
+                found = await self.store.workflows(since, request.workflow_id)
+                metrics = {key: reports.workflow_metrics(key, *part) for key, part in found.items()}
+                if request.workflow_id and not metrics:
+                    empty = reports.WorkflowTally.empty()
+                    metrics[request.workflow_id] = reports.workflow_metrics(request.workflow_id, *empty)
+            case "task":
+                metrics = await self._task_metrics(since, request.workflow_id, request.task_id)
+            case "agent":
+                known = self.roster.agents.values()
+                metrics = {
+                    agent.agent_id: agent_object(agent)
+                    for agent in known
+                    if request.agent_id in ("", agent.agent_id)
+                }
+            case "system":
+                metrics = await self._system_metrics(since, _length(request.time_range))
+        return contracts.MetricsGetReply(metrics=metrics, timestamp=now.isoformat())
+
+    async def aggregate_metrics(self, incoming: Incoming) -> contracts.MetricsAggregateReply:
+        """Answer `metrics-aggregate`."""
+        request: contracts.MetricsAggregateRequest = incoming.parameters
+        now = self.clock.now()
+        length = _length(request.time_range)
+        if length.total_seconds() / max(request.step_seconds, BUCKET_SECONDS) > MAX_POINTS:
+            raise InvalidParameters(
+                f"{request.time_range} in steps of {request.step_seconds:g} s makes more than {MAX_POINTS} points; "
+                "take larger steps",
+                {"path": "$.step_seconds"},
+            )
+        begin = now - length
+        buckets = await self.store.buckets(
+            bucket_of(begin), request.workflow_id, tasks=request.metric == "tasks"
+        )
+        points = reports.steps(buckets, begin=begin, end=now, step_seconds=request.step_seconds)
+        return contracts.MetricsAggregateReply(
+            points=[reports.point_object(point, request.metric) for point in points],
+            timestamp=now.isoformat(),
+            step_seconds=reports.whole_step(request.step_seconds),
+        )
+
+    async def create_alert(self, incoming: Incoming) -> contracts.AlertCreateReply:
+        """Answer `alert-create`."""
+        request: contracts.AlertCreateRequest = incoming.parameters
+        if not request.alert_type or not request.title:
+            raise InvalidParameters("alert_type and title must not be empty", {"path": "$.title"})
+        if len(msgspec.json.encode(request.metadata)) > MAX_METADATA_BYTES:
+            raise InvalidParameters(f"metadata may have {MAX_METADATA_BYTES} bytes", {"path": "$.metadata"})
+        finding = Finding(
+            type=request.alert_type[:MAX_TYPE_CHARACTERS],
+            severity=AlertSeverity(request.severity),
+            title=request.title,
+            description=request.description,
+            metadata=request.metadata,
+        )
+        async with self._saving:
+            alert, created = self._raise(finding, self.clock.now())
+            await self._save_alerts()
+        await self._announce([alert])
+        return contracts.AlertCreateReply(alert_id=alert.id, created=created)
+
+    async def list_alerts(self, incoming: Incoming) -> contracts.AlertListReply:
+        """Answer `alert-list`."""
+        request: contracts.AlertListRequest = incoming.parameters
+        if request.severity and request.severity not in list(AlertSeverity):
+            raise InvalidParameters(
+                f"severity {request.severity[:50]!r} is none of {', '.join(AlertSeverity)}",
+                {"path": "$.severity"},
+            )
+        listed = self.alerts.listed(severity=request.severity, include_resolved=request.include_resolved)
+        return contracts.AlertListReply(
+            alerts=[reports.alert_object(alert) for alert in listed[: request.limit]], total_count=len(listed)
+        )
+
+    async def update_alert(self, incoming: Incoming) -> contracts.AlertUpdateReply:
+        """Answer `alert-update`."""
+        request: contracts.AlertUpdateRequest = incoming.parameters
+        before = self.alerts.get(request.alert_id)
+        if before is None:
+            raise AmpError(
+                "RESOURCE_NOT_FOUND",
+                f"there is no alert {request.alert_id[:100]!r}",
+                {"path": "$.alert_id"},
+                retryable=False,
+            )
+        now, alert = self.clock.now(), before
+        async with self._saving:
+            if request.acknowledged:
+                alert = self.alerts.acknowledge(alert, now)
+            if request.resolved:
+                alert = self.alerts.resolve(alert, now)
+            await self._save_alerts()
+        if alert != before:
+            await self._announce([alert])
+        return contracts.AlertUpdateReply(alert=reports.alert_object(alert), updated=alert != before)
+
+    async def check_health(self, incoming: Incoming) -> contracts.HealthCheckReply:
+        """Answer `health-check`: ask the agents now."""
+        request: contracts.HealthCheckRequest = incoming.parameters
+        await self.roster.check(self.mesh)
+        agents = {key: agent_object(agent) for key, agent in self.roster.agents.items()}
+        status = self.roster.status()
+        if request.agent_id:
+            known = self.roster.agents.get(request.agent_id)
+            agents = {request.agent_id: agent_object(known) if known else {"status": "missing"}}
+            status = "healthy" if known is not None and known.is_well else "unhealthy"
+        return contracts.HealthCheckReply(
+            status=status,
+            agents=agents,
+            checked_at=self.clock.now().isoformat(),
+            system=self.resources.read(),
+            missing_roles=self.roster.missing_roles(),
+        )
+
+    async def report_performance(self, incoming: Incoming) -> contracts.PerformanceReportReply:
+        """Answer `performance-report`."""
+        request: contracts.PerformanceReportRequest = incoming.parameters
+        now, length = self.clock.now(), _length(request.time_range)
+        since = bucket_of(now - length)
+        workflows = await self.store.workflows(since)
+        if request.workflow_ids:
+            workflows = {key: workflows[key] for key in request.workflow_ids if key in workflows}
+        report = reports.summary(
+            workflows,
+            time_range=request.time_range,
+            at=now,
+            active=len(self._active(request.workflow_ids)),
+            open_alerts=len(self.alerts.open_alerts),
+        )
+        report["report_type"] = request.report_type
+        if request.report_type == "detailed":
+            tasks = await self._task_metrics(since)
+            listed = self.alerts.listed(include_resolved=True)[: reports.REPORTED_ALERTS]
+            wanted = set(request.workflow_ids)
+            report |= {
+                "workflow_metrics": {
+                    key: reports.workflow_metrics(key, *part) for key, part in workflows.items()
+                },
+                "task_metrics": {
+                    key: each for key, each in tasks.items() if not wanted or each["workflow_id"] in wanted
+                },
+                "agent_health": {key: agent_object(agent) for key, agent in self.roster.agents.items()},
+                "system_metrics": await self._system_metrics(since, length),
+                "alerts": [reports.alert_object(alert) for alert in listed],
+            }
+        if request.report_type == "trends" or request.include_predictions:
+            points = await self._points(request.workflow_ids, now - length, now)
+            report |= reports.trends(points, with_predictions=request.include_predictions)
+        return contracts.PerformanceReportReply(report=report, generated_at=now.isoformat())
+
+    async def dashboard_data(self, incoming: Incoming) -> contracts.DashboardDataReply:
+        """Answer `dashboard-data`."""
+        request: contracts.DashboardDataRequest = incoming.parameters
+        unknown = [name for name in request.widgets if name not in WIDGETS]
+        if unknown:
+            raise InvalidParameters(
+                f"widget {unknown[0][:50]!r} is none of {', '.join(WIDGETS)}", {"path": "$.widgets"}
+            )
+        now = self.clock.now()
+        workflows = await self.store.workflows(bucket_of(now - DASHBOARD_RANGE))
+        dashboard: dict[str, Any] = {"refresh_interval": request.refresh_interval}
+        for name in dict.fromkeys(request.widgets):
+            match name:
+                case "overview":
+                    dashboard[name] = await self._overview(workflows, now)
+                case "performance":
+                    hours = DASHBOARD_RANGE.total_seconds() / 3600
+                    whole = total(part.tally for part in workflows.values())
+                    dashboard[name] = reports.performance(whole, hours=hours, resources=self.resources.read())
+                case "alerts":
+                    dashboard[name] = reports.alert_widget(self.alerts.open_alerts)
+                case "workflows":
+                    ended = await self.store.recent_executions(reports.RECENT_EXECUTIONS)
+                    dashboard[name] = reports.workflow_widget(workflows, self.instances.values(), ended)
+        return contracts.DashboardDataReply(dashboard=dashboard, last_updated=now.isoformat())
+
+    # --- parts of answers ------------------------------------------------------------------------------
+
+    async def _overview(
+        self, workflows: Mapping[str, reports.WorkflowTally], now: datetime
+    ) -> dict[str, Any]:
+        unwell = sum(1 for agent in self.roster.agents.values() if agent.status in ("lost", "unresponsive"))
+        return reports.overview(
+            workflows,
+            self.instances.values(),
+            total_workflows=len(await self._workflow_ids(workflows)),
+            recent_errors=await self.store.count_errors(bucket_of(now - RULE_RANGE)),
+            unhealthy_agents=unwell,
+        )
+
+    async def _workflow_ids(self, seen: Mapping[str, object]) -> set[str]:
+        """Return the ids of all stored workflows and of those that ran lately."""
+        try:
+            stored = await self.mesh.request(
+                contracts.DEFINITION_LIST.id,
+                contracts.DefinitionListRequest(),
+                reply_type=_DefinitionIds,
+                timeout_seconds=DEFINITIONS_TIMEOUT_SECONDS,
+            )
+        except AmpError as error:
+            self.logger.warning("definitions_not_counted", code=error.code)
+            return set(seen)
+        return {each.workflow_id for each in stored.definitions} | set(seen)
+
+    async def _task_metrics(self, since: int, workflow_id: str = "", task_id: str = "") -> dict[str, Any]:
+        """Return task metrics by task id when one workflow is asked for, else by workflow_id/task_id."""
+        found = await self.store.tasks(since, workflow_id, task_id)
+        return {
+            task if workflow_id else f"{workflow}/{task}": reports.task_metrics(workflow, task, *part)
+            for (workflow, task), part in found.items()
+        }
+
+    async def _system_metrics(self, since: int, length: timedelta) -> dict[str, Any]:
+        facts = self._system_facts(await self.store.workflows(since))
+        hours = length.total_seconds() / 3600
+        tasks = total(tally for _, tally in await self.store.buckets(since, tasks=True))
+        return {
+            **facts,
+            "throughput_per_hour": round(facts["total_executions"] / hours, 4),
+            "tasks_completed": tasks.completed,
+            "tasks_failed": tasks.failed,
+            "task_attempts": tasks.started,
+            "recent_errors": await self.store.count_errors(since),
+            "log_offset": self._offset(),
+            "log_lag": self._lag(),
+            "agents": len(self.roster.agents),
+        }
+
+    def _system_facts(self, workflows: Mapping[str, reports.WorkflowTally]) -> dict[str, Any]:
+        whole = total(part.tally for part in workflows.values())
+        return {
+            **reports.workflow_metrics("", whole, {}),
+            "active_workflows": len(self.instances),
+            "running_tasks": self._running_tasks(),
+            **self.resources.read(),
+        }
+
+    async def _points(
+        self, workflow_ids: Sequence[str], begin: datetime, end: datetime
+    ) -> list[reports.Point]:
+        buckets = [
+            pair for key in (workflow_ids or [""]) for pair in await self.store.buckets(bucket_of(begin), key)
+        ]
+        step_seconds = (end - begin).total_seconds() / TREND_STEPS
+        return reports.steps(buckets, begin=begin, end=end, step_seconds=step_seconds)
+
+    def _active(self, workflow_ids: Sequence[str]) -> list[OpenInstance]:
+        return [
+            each for each in self.instances.values() if not workflow_ids or each.workflow_id in workflow_ids
+        ]
+
+    def _running_tasks(self) -> int:
+        return sum(len(instance.tasks) for instance in self.instances.values())
+
+    def _offset(self) -> int:
+        return self._reader.offset if self._reader is not None else 0
+
+    def _lag(self) -> int:
+        return self._reader.newest - self._reader.offset if self._reader is not None else 0
+
+
+class _DefinitionId(msgspec.Struct):
+    workflow_id: str
+
+
+class _DefinitionIds(msgspec.Struct):
+    definitions: list[_DefinitionId]
+
+
+def _length(time_range: str) -> timedelta:
+    try:
+        return reports.parse_range(time_range)
+    except ValueError as problem:
+        raise InvalidParameters(str(problem), {"path": "$.time_range"}) from None
+
+
+def _configured(section: MonitorAgentSettings) -> list[Rule]:
+    """Return the rules of the settings."""
+    return [msgspec.convert(rule.model_dump(), Rule) for rule in section.alert_rules]
