@@ -79,7 +79,7 @@ def parse_url(text: str) -> httpx.URL:
         raise InvalidInput("url: must begin with http:// or https://")
     if not url.host:
         raise InvalidInput("url: has no host")
-    if url.port == 0:
+    if url.port is not None and not 1 <= url.port <= 65535:
         raise InvalidInput("url: the port must be from 1 to 65535")
     return url
 

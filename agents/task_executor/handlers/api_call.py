@@ -5,6 +5,7 @@ With an attempt, one attempt is one HTTP try: the engine owns the retries, so th
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +43,8 @@ HEADERS_NOT_SETTABLE = frozenset(
     }
 )
 """They decide about the connection, not about the request, or would let a task speak in another host's name."""
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
 
 Sleep = Callable[[float], Awaitable[None]]
 Primitive = str | int | float | bool | None
@@ -301,7 +304,9 @@ def _headers(headers: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, str | int | float):
             raise InvalidInput(f"headers.{name}: must be text or a number")
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        if not name.isascii() or not text.isascii() or any(character < " " for character in name + text):
+        if not _HEADER_NAME.fullmatch(name):
+            raise InvalidInput(f"headers: {name!r} is no header name")
+        if not text.isascii() or any(character < " " and character != "\t" for character in text):
             raise InvalidInput(f"headers.{name}: contains a control character or a character outside ASCII")
         sent[key] = text
     return sent
