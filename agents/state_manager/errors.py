@@ -11,10 +11,12 @@ StateManagerError
 ├── StoreFull                 INSUFFICIENT_RESOURCES  the disk has no room; nothing was stored
 ├── StoreFailed               INTERNAL_ERROR          the disk or the database refused; nothing was stored
 ├── StoreLost                 INTERNAL_ERROR          an fsync failed: the process must end and open the store again
-└── StoreUnusable             INTERNAL_ERROR          refused at start: in use, damaged, or of another release
+└── StoreUnusable             STORE_UNUSABLE          refused at start: in use, damaged, or of another release
 """
 
 from typing import Any
+
+from runtime.errors import RuntimeFault
 
 
 class StateManagerError(Exception):
@@ -104,7 +106,8 @@ class StoreLost(StateManagerError):
     retryable = True
 
 
-class StoreUnusable(StateManagerError):
+class StoreUnusable(StateManagerError, RuntimeFault):
     """The store cannot be opened: in use, damaged, or written by another release. Nothing was changed."""
 
+    code = "STORE_UNUSABLE"
     severity = "critical"

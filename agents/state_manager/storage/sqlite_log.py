@@ -1,7 +1,5 @@
 """The log, the instances' rows and the inboxes in SQLite."""
 
-import base64
-import binascii
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -11,18 +9,17 @@ import msgspec
 
 from agents.state_manager.errors import InvalidRequest, StoreBusy
 from agents.state_manager.fencing import (
-    MAX_ID_LENGTH,
     MAX_INBOX_ITEMS,
     OPEN_STATUSES,
     Position,
     check_batches,
     check_inbox,
     check_number,
-    check_time,
     judge_append,
     stored_row,
 )
 from agents.state_manager.storage.base import MAX_PAGE_BYTES, MAX_SCANNED_EVENTS
+from agents.state_manager.storage.listing import check_listing, read_cursor, write_cursor
 from agents.state_manager.storage.sqlite_core import Row, SqliteCore
 from agents.state_manager.store_clock import (
     from_microseconds,
@@ -387,10 +384,7 @@ def _row_bytes(row: Row) -> int:
 
 def list_values(request: InstanceListRequest) -> dict[str, Any]:
     """Return the bound values of a listing, with one row more than asked for, which tells whether more follow."""
-    check_time(request.created_after, "created_after")
-    check_time(request.created_before, "created_before")
-    if len(request.text or "") > MAX_ID_LENGTH:
-        raise InvalidRequest(f"text has {len(request.text or '')} characters; at most {MAX_ID_LENGTH}")
+    check_listing(request)
     cursor_at, cursor_id = read_cursor(request.cursor) if request.cursor else (None, None)
     return {
         "workflow_id": request.workflow_id or None,
@@ -402,18 +396,3 @@ def list_values(request: InstanceListRequest) -> dict[str, Any]:
         "cursor_id": cursor_id,
         "limit": request.limit + 1,
     }
-
-
-def write_cursor(row: InstanceRow) -> str:
-    """Return the text that names a place in a listing."""
-    place = f"{to_microseconds(row.created_at)}:{row.instance_id}"
-    return base64.urlsafe_b64encode(place.encode()).decode()
-
-
-def read_cursor(cursor: str) -> tuple[int, str]:
-    """Return the place that `write_cursor` named. Raises InvalidRequest when it did not write the cursor."""
-    try:
-        created_at, _, instance_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
-        return check_number(int(created_at), "cursor"), instance_id
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("cursor must come from `next_cursor` of the page before") from None

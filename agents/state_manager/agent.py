@@ -1,0 +1,423 @@
+"""The state manager as an agent: capabilities in, storage and services behind them, hints out.
+
+It decides nothing: who may append is `fencing`'s decision, what a change makes of a state `state_values`'.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from agents.base import Agent
+from agents.state_manager.backups import Backups
+from agents.state_manager.cache import RedisLevel, StateCache
+from agents.state_manager.contexts import Contexts, shown
+from agents.state_manager.errors import StateManagerError, StoreLost
+from agents.state_manager.hints import LogHints
+from agents.state_manager.leases import LeaseWatch
+from agents.state_manager.states import States
+from agents.state_manager.storage.base import Storage, StoredContext, StoredState
+from agents.state_manager.storage.memory import MemoryStorage
+from agents.state_manager.storage.sqlite import SqliteStorage
+from agents.state_manager.store_clock import StoreClock
+from amp.capability import Incoming, Offer
+from amp.errors import AmpError
+from amp.subscriptions import Event
+from orchestration import contracts
+from runtime.errors import RuntimeFault
+from runtime.ids import new_id
+
+MEMORY_PATH = ":memory:"
+"""With this `database.sqlite_path` nothing is written to disk and nothing survives the process."""
+BACKUP_FOLDER = "backups"
+EVENT_CONTEXT_UPDATE = "context_update"
+
+Handler = Callable[[Incoming], Awaitable[object]]
+
+
+class StateManager(Agent):
+    """Keeps the log, the instances, inboxes, leases, definitions, states and contexts of one store."""
+
+    section_name = "state_manager"
+
+    async def on_start(self) -> None:
+        """Open the store and build the services over it. Raises StoreUnusable when it cannot be served."""
+        section = self.settings.state_manager
+        store_clock = StoreClock(self.clock)
+        self.storage = self._storage(store_clock)
+        await self.storage.start()
+        self.cache = StateCache(section.cache_entries, self._redis())
+        self.states = States(
+            self.storage,
+            self.cache,
+            put_inbox=self._put_inbox,
+            announce=self._announce_state,
+            new_id=lambda: new_id("st", self.clock, self.random),
+            max_bytes=section.max_state_bytes,
+        )
+        self.contexts = Contexts(
+            self.storage, store_clock, lambda: new_id("ctx", self.clock, self.random), section.max_state_bytes
+        )
+        self.backups = Backups(
+            self.storage,
+            Path(self.settings.data_dir) / BACKUP_FOLDER,
+            self.clock,
+            interval_hours=self.settings.database.backup_interval_hours,
+            kept=self.settings.database.backups_kept,
+        )
+        self.hints = LogHints(self._announce_log)
+        self.leases = LeaseWatch(self.storage, store_clock, self._announce_claimable)
+        self._count()
+
+    async def on_ready(self) -> None:
+        """Listen for lost agents, and begin to hint, to watch leases and to back up."""
+        self.mesh.on_connected.append(self._repeat_hint)
+        self.hints.advanced(self.storage.last_offset)
+        self.spawn(self.hints.run(), "hints")
+        self.spawn(self.leases.run(), "leases")
+        self.spawn(self.backups.run(), "backups")
+        if self.cache.redis is not None:
+            self.spawn(self.cache.redis.run(), "redis")
+        await self.mesh.subscribe(contracts.EVENT_AGENT_LEFT, self._agent_left)
+
+    async def on_stopped(self) -> None:
+        """Close the store, now that nobody can ask for anything."""
+        if hasattr(self, "cache") and self.cache.redis is not None:
+            await self.cache.redis.close()
+        if hasattr(self, "storage"):
+            await self.storage.stop()
+
+    def offers(self) -> list[Offer]:
+        """Return the capabilities of the state manager."""
+        handlers: dict[contracts.Contract, Handler] = {
+            contracts.STATE_APPEND: self.append,
+            contracts.LOG_READ: self.read_log,
+            contracts.INBOX_PUT: self.put_inbox,
+            contracts.INBOX_READ: self.read_inbox,
+            contracts.ENGINE_LEASE: self.lease,
+            contracts.INSTANCE_CLAIM: self.claim,
+            contracts.INSTANCE_GET: self.get_instance,
+            contracts.INSTANCE_LIST: self.list_instances,
+            contracts.DEFINITION_PUT: self.put_definition,
+            contracts.DEFINITION_GET: self.get_definition,
+            contracts.DEFINITION_LIST: self.list_definitions,
+            contracts.STATE_GET: self.get_state,
+            contracts.STATE_SET: self.set_state,
+            contracts.STATE_UPDATE: self.update_state,
+            contracts.STATE_DELETE: self.delete_state,
+            contracts.STATE_LIST: self.list_states,
+            contracts.STATE_QUERY: self.query_states,
+            contracts.STATE_BACKUP: self.back_up,
+            contracts.STATE_RESTORE: self.restore,
+            contracts.CONTEXT_MERGE: self.merge,
+            contracts.CONTEXT_ISOLATE: self.isolate,
+            contracts.CONTEXT_CREATE: self.create_context,
+            contracts.CONTEXT_GET: self.get_context,
+            contracts.CONTEXT_UPDATE: self.update_context,
+            contracts.CONTEXT_FORK: self.fork_context,
+        }
+        return [self.offer(contract, _answering(handler)) for contract, handler in handlers.items()]
+
+    def health(self) -> dict[str, Any]:
+        """Return how the store is."""
+        if not hasattr(self, "backups"):
+            return {}
+        redis = self.cache.redis
+        facts: dict[str, Any] = {
+            "store": {
+                "last_offset": self.storage.last_offset,
+                "trouble": self.storage.trouble,
+                "last_backup": self.backups.last,
+                "backup_trouble": self.backups.trouble,
+            },
+            "redis": "off" if redis is None else redis.trouble or "used",
+        }
+        if self.storage.trouble:
+            facts["status"] = "degraded"
+        return facts
+
+    # --- the log -------------------------------------------------------------------------------------------
+
+    async def append(self, incoming: Incoming) -> contracts.AppendReply:
+        """`state-append`: the hot path."""
+        batches = incoming.parameters.batches
+        with self._append_seconds.time():
+            outcomes = await self.storage.append(batches)
+        offset = 0
+        for batch, outcome in zip(batches, outcomes, strict=True):
+            self._appends.labels(outcome.status).inc()
+            offset = max(offset, outcome.offset)
+            if batch.expected_seq == 0 and outcome.status == "ok":
+                self.states.instance_created(batch.instance_id)
+        self.hints.advanced(offset)
+        return contracts.AppendReply(outcomes=outcomes)
+
+    async def read_log(self, incoming: Incoming) -> contracts.LogReadReply:
+        """`log-read`."""
+        return await self.storage.read_log(incoming.parameters)
+
+    async def get_instance(self, incoming: Incoming) -> contracts.InstanceGetReply:
+        """`instance-get`."""
+        return contracts.InstanceGetReply(
+            row=await self.storage.get_instance(incoming.parameters.instance_id)
+        )
+
+    async def list_instances(self, incoming: Incoming) -> contracts.InstanceListReply:
+        """`instance-list`."""
+        return await self.storage.list_instances(incoming.parameters)
+
+    # --- inboxes and ownership -----------------------------------------------------------------------------
+
+    async def put_inbox(self, incoming: Incoming) -> contracts.InboxPutReply:
+        """`inbox-put`."""
+        return await self._put_inbox(incoming.parameters)
+
+    async def _put_inbox(self, request: contracts.InboxPutRequest) -> contracts.InboxPutReply:
+        reply, owner = await self.storage.put_inbox(request)
+        if reply.open:
+            hint = {"instance_id": request.instance_id, "owner": owner}
+            await self._publish(contracts.EVENT_INBOX_FILLED, hint, subscribers_only=True)
+        return reply
+
+    async def read_inbox(self, incoming: Incoming) -> contracts.InboxReadReply:
+        """`inbox-read`."""
+        return await self.storage.read_inbox(incoming.parameters)
+
+    async def lease(self, incoming: Incoming) -> contracts.LeaseReply:
+        """`engine-lease`: begin, renew or release."""
+        request: contracts.LeaseRequest = incoming.parameters
+        if request.release:
+            claimable = await self.storage.end_lease(request.owner)
+            if claimable:
+                await self._announce_claimable()
+        else:
+            claimable = await self.storage.keep_lease(request.owner, request.agent_id, request.lease_seconds)
+            self.leases.kept(request.lease_seconds)
+        return contracts.LeaseReply(lease_seconds=request.lease_seconds, claimable=claimable)
+
+    async def claim(self, incoming: Incoming) -> contracts.ClaimReply:
+        """`instance-claim`."""
+        rows = await self.storage.claim(incoming.parameters.owner, incoming.parameters.limit)
+        if rows:
+            facts = {"owner": incoming.parameters.owner, "instances": len(rows)}
+            self.logger.info("instances_claimed", **facts)
+        return contracts.ClaimReply(rows=rows)
+
+    async def _agent_left(self, event: Event) -> None:
+        """End the lease of an engine that the router has lost: nobody waits for the lease to run out."""
+        agent_id, session_id = event.data.get("agent_id"), event.data.get("session_id")
+        try:
+            claimable = await self.storage.end_lease(f"{agent_id}:{session_id}")
+        except StateManagerError as error:
+            self.logger.warning("lease_not_ended", agent_id=agent_id, code=error.code, reason=error.message)
+            return
+        if claimable:
+            await self._announce_claimable()
+
+    # --- definitions ---------------------------------------------------------------------------------------
+
+    async def put_definition(self, incoming: Incoming) -> contracts.DefinitionPutReply:
+        """`definition-put`."""
+        return await self.storage.put_definition(incoming.parameters)
+
+    async def get_definition(self, incoming: Incoming) -> contracts.DefinitionGetReply:
+        """`definition-get`."""
+        return contracts.DefinitionGetReply(definition=await self.storage.get_definition(incoming.parameters))
+
+    async def list_definitions(self, incoming: Incoming) -> contracts.DefinitionListReply:
+        """`definition-list`."""
+        return await self.storage.list_definitions(incoming.parameters)
+
+    # --- states --------------------------------------------------------------------------------------------
+
+    async def get_state(self, incoming: Incoming) -> contracts.StateGetReply:
+        """`state-get`."""
+        return await self.states.get(incoming.parameters)
+
+    async def set_state(self, incoming: Incoming) -> contracts.StateSetReply:
+        """`state-set`."""
+        return contracts.StateSetReply(success=True, version=await self.states.put(incoming.parameters))
+
+    async def update_state(self, incoming: Incoming) -> contracts.StateUpdateReply:
+        """`state-update`."""
+        version, keys = await self.states.update(incoming.parameters)
+        return contracts.StateUpdateReply(success=True, version=version, updated_keys=keys)
+
+    async def delete_state(self, incoming: Incoming) -> contracts.StateDeleteReply:
+        """`state-delete`."""
+        deleted = await self.states.delete(incoming.parameters)
+        return contracts.StateDeleteReply(success=True, deleted_keys=deleted)
+
+    async def list_states(self, incoming: Incoming) -> contracts.StateListReply:
+        """`state-list`."""
+        states, total = await self.states.list_all(incoming.parameters)
+        return contracts.StateListReply(states=states, total_count=total)
+
+    async def query_states(self, incoming: Incoming) -> contracts.StateQueryReply:
+        """`state-query`."""
+        results, total = await self.states.query(incoming.parameters)
+        return contracts.StateQueryReply(results=results, total_count=total)
+
+    async def back_up(self, incoming: Incoming) -> contracts.StateBackupReply:
+        """`state-backup`."""
+        backup = await self.backups.create(incoming.parameters.name)
+        return contracts.StateBackupReply(
+            backup=backup.name, size_bytes=backup.size_bytes, created_at=backup.created_at.isoformat()
+        )
+
+    async def restore(self, incoming: Incoming) -> contracts.StateRestoreReply:
+        """`state-restore`."""
+        request: contracts.StateRestoreRequest = incoming.parameters
+
+        async def put(state: StoredState) -> bool:
+            return await self.states.restore(state.workflow_instance_id, state.state, request.name)
+
+        restored = await self.backups.restore(request.name, request.workflow_instance_ids, put)
+        return contracts.StateRestoreReply(restored=restored)
+
+    # --- contexts ------------------------------------------------------------------------------------------
+
+    async def merge(self, incoming: Incoming) -> contracts.ContextMergeReply:
+        """`context-merge`: of states, or of context objects when `context_id` is given."""
+        request: contracts.ContextMergeRequest = incoming.parameters
+        if not request.context_id:
+            return contracts.ContextMergeReply(success=True, merged_keys=await self.states.merge(request))
+        context, keys = await self.contexts.merge(request)
+        await self._announce_context(context, keys)
+        caller = incoming.message.source.agent_id
+        return contracts.ContextMergeReply(success=True, merged_keys=keys, context=shown(context, caller))
+
+    async def isolate(self, incoming: Incoming) -> contracts.ContextIsolateReply:
+        """`context-isolate`."""
+        isolated_id, version, keys = await self.states.isolate(incoming.parameters)
+        return contracts.ContextIsolateReply(isolated_id=isolated_id, version=version, keys=keys)
+
+    async def create_context(self, incoming: Incoming) -> contracts.ContextReply:
+        """`context-create`."""
+        caller = incoming.message.source.agent_id
+        context = await self.contexts.create(incoming.parameters, caller)
+        return contracts.ContextReply(context=shown(context, caller))
+
+    async def get_context(self, incoming: Incoming) -> contracts.ContextReply:
+        """`context-get`."""
+        context = await self.contexts.get(incoming.parameters.context_id)
+        return contracts.ContextReply(context=shown(context, incoming.message.source.agent_id))
+
+    async def update_context(self, incoming: Incoming) -> contracts.ContextReply:
+        """`context-update`."""
+        caller = incoming.message.source.agent_id
+        context = await self.contexts.update(incoming.parameters, caller)
+        await self._announce_context(context, sorted(incoming.parameters.shared_memory))
+        return contracts.ContextReply(context=shown(context, caller))
+
+    async def fork_context(self, incoming: Incoming) -> contracts.ContextReply:
+        """`context-fork`."""
+        context = await self.contexts.fork(incoming.parameters)
+        return contracts.ContextReply(context=shown(context, incoming.message.source.agent_id))
+
+    # --- hints ---------------------------------------------------------------------------------------------
+
+    async def _publish(self, event_type: str, data: dict[str, Any], *, subscribers_only: bool) -> None:
+        """Send an event. It may be lost, as every hint may; whoever needs to know looks."""
+        try:
+            await self.mesh.publish(event_type, data, subscribers_only=subscribers_only)
+        except AmpError as error:
+            self.logger.debug("hint_lost", event_type=event_type, code=error.code)
+
+    async def _announce_log(self, offset: int) -> None:
+        await self._publish(contracts.EVENT_LOG_ADVANCED, {"offset": offset}, subscribers_only=True)
+
+    async def _repeat_hint(self) -> None:
+        self.hints.repeat()
+
+    async def _announce_claimable(self) -> None:
+        await self._publish(contracts.EVENT_INSTANCES_CLAIMABLE, {}, subscribers_only=True)
+
+    async def _announce_state(self, state_id: str, action: str, version: int, keys: Collection[str]) -> None:
+        data = {
+            "workflow_instance_id": state_id,
+            "timestamp": self.clock.now().isoformat(),
+            "action": action,
+            "version": version,
+            "updated_keys": list(keys),
+        }
+        await self._publish(contracts.EVENT_STATE_UPDATED, data, subscribers_only=False)
+
+    async def _announce_context(self, context: StoredContext, keys: list[str]) -> None:
+        """Tell subscribers which shared keys of a context changed; the values they get by asking."""
+        data = {"context": {"id": context.context_id, "session_id": context.session_id, "updated_keys": keys}}
+        await self._publish(EVENT_CONTEXT_UPDATE, data, subscribers_only=True)
+
+    # --- what it is made of --------------------------------------------------------------------------------
+
+    def _storage(self, store_clock: StoreClock) -> Storage:
+        path = self.settings.database.sqlite_path
+        if path == MEMORY_PATH:
+            return MemoryStorage(store_clock)
+        return SqliteStorage(Path(self.settings.data_dir) / path, store_clock, self._store_lost)
+
+    def _store_lost(self, lost: StoreLost) -> None:
+        """The disk cannot be trusted any more: end, and open the store again."""
+        self.logger.critical("store_lost", reason=lost.message)
+        self.failed.set()
+
+    def _redis(self) -> RedisLevel | None:
+        section, database = self.settings.state_manager, self.settings.database
+        if not section.use_redis and not database.redis_enabled:
+            return None
+        name, url = (
+            ("state_manager.redis_url", section.redis_url)
+            if section.use_redis
+            else ("database.redis_url", database.redis_url)
+        )
+        try:
+            return RedisLevel(
+                url, section.cache_ttl, self.clock, lambda: new_id("gen", self.clock, self.random)
+            )
+        except ValueError as error:
+            raise RuntimeFault(f"{name}: {_without_password(str(error))}") from None
+
+    def _count(self) -> None:
+        """Set up what /metrics shows of the store."""
+        self._appends = Counter(
+            "amp_store_appends", "Batches appended, by outcome", ["status"], registry=self.metrics
+        )
+        self._append_seconds = Histogram(
+            "amp_store_append_seconds",
+            "Time from a state-append's arrival to its commit",
+            registry=self.metrics,
+            buckets=(0.0003, 0.0006, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
+        )
+        Gauge("amp_store_last_offset", "The newest committed offset", registry=self.metrics).set_function(
+            lambda: self.storage.last_offset
+        )
+        Gauge("amp_state_cache_hits", "States found in memory", registry=self.metrics).set_function(
+            lambda: self.cache.hits
+        )
+        Gauge("amp_state_cache_misses", "States not found in memory", registry=self.metrics).set_function(
+            lambda: self.cache.misses
+        )
+
+
+def _answering(handler: Handler) -> Handler:
+    """Return the handler with the store's refusals as AMP errors: code, message and details reach the caller."""
+
+    async def answer(incoming: Incoming) -> object:
+        try:
+            return await handler(incoming)
+        except StateManagerError as error:
+            raise AmpError(
+                error.code,
+                error.message,
+                error.details,
+                severity=error.severity,
+                retryable=error.retryable,
+            ) from error
+
+    return answer
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^@/\s]*@", "//***@", text)
