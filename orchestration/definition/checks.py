@@ -3,19 +3,27 @@
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from orchestration.definition.errors import Path, did_you_mean, quoted
 from orchestration.definition.findings import Findings
 from orchestration.definition.graph import dependents_of, draw_cycle, order_tasks, unreachable_tasks
+from orchestration.definition.logic import check_logic, make_context
 from orchestration.definition.models import MAX_EDGES, OnErrorConfig, TaskDefinition, WorkflowDefinition
+from orchestration.definition.parameters import check_parameters
 from orchestration.definition.schemas import check_schema
 from orchestration.definition.shape import Shape
 from orchestration.definition.tasks import (
     CAPABILITY_BY_TYPE,
     ENVELOPE_TYPES,
     LATER_TYPES,
+    capability_of,
     is_offered_to_tasks,
 )
+
+MAX_LISTED_TASKS = 10
+"""Up to so many tasks a message lists those that exist."""
 
 NEEDS_FALLBACK = "fallback"
 USES_FALLBACK = frozenset({"fallback", "auto"})
@@ -34,34 +42,46 @@ def check_definition(shape: Shape, findings: Findings) -> WorkflowDefinition | N
     placed = [
         PlacedTask(task, ("tasks", index)) for index, task in enumerate(shape.tasks) if task is not None
     ]
+    head = shape.head
+    for field in ("input_schema", "output_schema"):
+        schema = getattr(head, field, None)
+        if schema is not None:
+            check_schema(schema, (field,), findings)
     for entry in placed:
-        _check_type(entry, findings)
+        if _check_type(entry, findings):
+            capability = capability_of(entry.task.type, entry.task.capability)
+            check_parameters(capability, entry.task.parameters, (*entry.path, "parameters"), findings)
         _check_outputs(entry, findings)
-    if shape.head is not None:
-        for field in ("input_schema", "output_schema"):
-            schema = getattr(shape.head, field)
-            if schema is not None:
-                check_schema(schema, (field,), findings)
-    default = shape.head.on_error if shape.head is not None else None
-    _check_graph(shape, placed, default, findings)
+    by_id = _unique_tasks(shape, placed, findings)
+    stands_in_for = _check_graph(by_id, shape, placed, findings)
+    inputs = _property_names(head.input_schema if head is not None else None)
+    context = make_context({task_id: entry.task for task_id, entry in by_id.items()}, inputs, stands_in_for)
+    for entry in placed:
+        check_logic(entry.task, entry.path, context, findings)
     if shape.head is None or findings.has_errors:
         return None
     return WorkflowDefinition.model_validate(findings.document.value)
 
 
-def _check_type(entry: PlacedTask, findings: Findings) -> None:
+def _property_names(schema: Mapping[str, Any] | None) -> list[str]:
+    properties = (schema or {}).get("properties")
+    return list(properties) if isinstance(properties, dict) else []
+
+
+def _check_type(entry: PlacedTask, findings: Findings) -> bool:
+    """Check who does the work; return whether that is known."""
     task, path = entry.task, entry.path
     if task.type in LATER_TYPES:
         findings.error("type-not-available", _later(task.type), (*path, "type"))
-        return
+        return False
     if task.type not in CAPABILITY_BY_TYPE:
         findings.error(
             "unknown-type",
             f"there is no task type {quoted(task.type)}",
             (*path, "type"),
-            hint=did_you_mean(task.type, CAPABILITY_BY_TYPE, list_known=True),
+            hint=partial(did_you_mean, task.type, CAPABILITY_BY_TYPE, list_known=True),
         )
-        return
+        return False
     if task.capability is not None and not is_offered_to_tasks(task.capability):
         findings.error(
             "capability-refused",
@@ -75,6 +95,8 @@ def _check_type(entry: PlacedTask, findings: Findings) -> None:
             path,
             hint="give it a type such as api_call, a capability, or the parameters task_type and task_config",
         )
+        return False
+    return True
 
 
 def _later(task_type: str) -> str:
@@ -95,26 +117,24 @@ def _check_outputs(entry: PlacedTask, findings: Findings) -> None:
 
 
 def _check_graph(
-    shape: Shape, placed: list[PlacedTask], default: OnErrorConfig | None, findings: Findings
-) -> None:
-    by_id = _unique_tasks(shape, placed, findings)
-    _check_dependencies(by_id, shape, placed, findings)
-    order = order_tasks({task_id: entry.task.depends_on for task_id, entry in by_id.items()})
+    by_id: Mapping[str, PlacedTask], shape: Shape, placed: list[PlacedTask], findings: Findings
+) -> dict[str, list[str]]:
+    """Check what waits for what; return for each fallback task the tasks that name it."""
+    _check_dependencies(shape, placed, findings)
+    edges = {task_id: entry.task.depends_on for task_id, entry in by_id.items()}
+    order = order_tasks(edges)
     for cycle in order.cycles:
         first = by_id[cycle[0]]
         place = (*first.path, "depends_on", first.task.depends_on.index(cycle[1]))
         findings.error("cycle", f"these tasks wait for each other for ever: {draw_cycle(cycle)}", place)
-    stands_in_for = _check_fallbacks(by_id, shape, default, findings)
+    stands_in_for = _check_fallbacks(by_id, shape, findings)
     if order.cycles:
-        return
-    edges = {task_id: entry.task.depends_on for task_id, entry in by_id.items()}
+        return stands_in_for
     _check_deadlocks(by_id, edges, stands_in_for, findings)
     for task_id in unreachable_tasks(order.tasks, edges, stands_in_for):
-        findings.error(
-            "unreachable-task",
-            f"task {quoted(task_id)} can never run: everything that would start it waits for it, or never runs either",
-            by_id[task_id].path,
-        )
+        message = f"task {quoted(task_id)} can never run: nothing that would start it can run without it"
+        findings.error("unreachable-task", message, by_id[task_id].path)
+    return stands_in_for
 
 
 def _unique_tasks(shape: Shape, placed: list[PlacedTask], findings: Findings) -> dict[str, PlacedTask]:
@@ -138,9 +158,7 @@ def _unique_tasks(shape: Shape, placed: list[PlacedTask], findings: Findings) ->
     return by_id
 
 
-def _check_dependencies(
-    by_id: Mapping[str, PlacedTask], shape: Shape, placed: list[PlacedTask], findings: Findings
-) -> None:
+def _check_dependencies(shape: Shape, placed: list[PlacedTask], findings: Findings) -> None:
     known = {task_id for task_id in shape.known_ids if task_id is not None}
     edges = 0
     for entry in placed:
@@ -151,12 +169,11 @@ def _check_dependencies(
             if name == entry.task.id:
                 findings.error("self-dependency", f"task {quoted(name)} depends on itself", place)
             elif name not in known:
-                others = known - {entry.task.id}
                 findings.error(
                     "unknown-dependency",
                     f"task {quoted(entry.task.id)} depends on {quoted(name)}, which is no task",
                     place,
-                    hint=did_you_mean(name, others, list_known=len(others) <= 10),
+                    hint=partial(_task_hint, name, known, entry.task.id),
                 )
             elif name in seen:
                 findings.error(
@@ -169,10 +186,16 @@ def _check_dependencies(
         )
 
 
+def _task_hint(name: str, known: set[str], owner: str) -> str:
+    """Return which task may be meant; of few tasks, all but the owner."""
+    return did_you_mean(name, known - {owner}, list_known=len(known) <= MAX_LISTED_TASKS)
+
+
 def _check_fallbacks(
-    by_id: Mapping[str, PlacedTask], shape: Shape, default: OnErrorConfig | None, findings: Findings
+    by_id: Mapping[str, PlacedTask], shape: Shape, findings: Findings
 ) -> dict[str, list[str]]:
     """Check who stands in for whom, and return for each fallback task the tasks that name it."""
+    default = shape.head.on_error if shape.head is not None else None
     known = {task_id for task_id in shape.known_ids if task_id is not None}
     stands_in_for: dict[str, list[str]] = {}
     if default is not None and _check_on_error(default, ("on_error",), "", known, findings):
@@ -222,7 +245,7 @@ def _check_on_error(
             "unknown-fallback",
             f"the fallback {quoted(on_error.fallback)} is no task",
             place,
-            hint=did_you_mean(on_error.fallback, known - {owner}, list_known=len(known) <= 10),
+            hint=partial(_task_hint, on_error.fallback, known, owner),
         )
     else:
         return True

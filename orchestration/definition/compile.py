@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
+from orchestration.conditions.names import names_of
 from orchestration.definition.errors import DefinitionError, Problem, pointer
 from orchestration.definition.graph import dependents_of, order_tasks
-from orchestration.definition.logic import names_of_expression, names_of_parameters
 from orchestration.definition.models import ConditionConfig, OnErrorConfig, TaskDefinition, WorkflowDefinition
 from orchestration.definition.plan import Condition, OnError, Plan, TaskPlan
 from orchestration.definition.tasks import capability_of, effects_of, retry_policy
 from orchestration.status import Effects, RecoveryAction
+from orchestration.templates import has_templates, references
 
 WORKFLOW_TIMEOUT_SECONDS = 3600.0
 TASK_TIMEOUT_SECONDS = 300.0
@@ -128,7 +129,7 @@ def _task_plan(
     timeout_seconds: float,
 ) -> TaskPlan:
     capability = capability_of(task.type, task.capability)
-    names = names_of_parameters(task.parameters)
+    found = references(task.parameters)
     effects = Effects(task.effects) if task.effects else effects_of(capability, task.parameters)
     return TaskPlan(
         id=task.id,
@@ -137,9 +138,9 @@ def _task_plan(
         agent_id=task.agent_id,
         capability=capability,
         parameters=task.parameters,
-        has_templates=names.has_templates,
-        references=names.names,
-        whole_context=names.whole_context,
+        has_templates=has_templates(task.parameters),
+        references=found.names,
+        whole_context=found.whole_context,
         depends_on=depends_on,
         dependents=dependents,
         condition=None if task.condition is None else _condition(task.condition),
@@ -154,14 +155,16 @@ def _task_plan(
 
 
 def _condition(condition: ConditionConfig) -> Condition:
-    names = names_of_expression(condition.expression or "")
+    names, whole_context = frozenset[str](), False
+    if condition.expression is not None:
+        names, whole_context = names_of(condition.condition_type, condition.expression)
     return Condition(
         expression=condition.expression or "",
         condition_type=condition.condition_type,
         variables=condition.variables,
         required_outputs=tuple(condition.required_outputs),
         names=names - frozenset(condition.variables),
-        whole_context=False,
+        whole_context=whole_context,
     )
 
 

@@ -17,6 +17,11 @@ import msgspec
 MAX_PROBLEMS = 100
 """Most problems that one error carries; the rest are counted."""
 
+MAX_CANDIDATES = 300
+"""Most known words that a suggestion is chosen from."""
+
+MAX_LENGTH_DIFFERENCE = 8
+
 MAX_QUOTED_CHARACTERS = 80
 """Longest piece of a person's text that a message repeats."""
 
@@ -87,7 +92,8 @@ def quoted(text: object) -> str:
 def did_you_mean(word: str, known: Iterable[str], *, list_known: bool = False) -> str:
     """Return a suggestion for a misspelt word, or "" (or the known words, when asked for) if none is close."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(word[:MAX_QUOTED_CHARACTERS], names, n=1, cutoff=0.6)
+    alike = [name for name in names if abs(len(name) - len(word)) <= MAX_LENGTH_DIFFERENCE][:MAX_CANDIDATES]
+    close = difflib.get_close_matches(word[:MAX_QUOTED_CHARACTERS], alike, n=1, cutoff=0.6)
     if close:
         return f"did you mean {quoted(close[0])}?"
     return f"known here: {', '.join(names)}" if list_known and names else ""

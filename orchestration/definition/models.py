@@ -56,7 +56,7 @@ Object = dict[str, Any]
 class Definition(BaseModel):
     """What every part of a definition has: unknown fields are refused, null means absent."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -4,13 +4,14 @@ Supported is Draft 2020-12 without what reaches outside the schema (`$dynamicRef
 `unevaluated*`, whose cost has no small bound. A schema that passes can be applied by `conformance`.
 """
 
+from functools import partial
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from orchestration.definition.conformance import violations
 from orchestration.definition.errors import Path, did_you_mean, pointer, quoted
-from orchestration.definition.findings import Findings
+from orchestration.definition.findings import Findings, Hint
 from orchestration.definition.graph import draw_cycle, order_tasks
 from orchestration.expressions.errors import ExpressionError
 from orchestration.expressions.regex import compile_pattern
@@ -25,10 +26,29 @@ _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "
 _IN_PLACE = frozenset({"not", "if", "then", "else", "allOf", "anyOf", "oneOf", "dependentSchemas"})
 _NUMBERS = frozenset({"maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum"})
 _COUNTS = frozenset(
-    "maxLength minLength maxItems minItems maxProperties minProperties minContains maxContains".split()
+    [
+        "maxLength",
+        "minLength",
+        "maxItems",
+        "minItems",
+        "maxProperties",
+        "minProperties",
+        "minContains",
+        "maxContains",
+    ]
 )
 _TEXTS = frozenset(
-    "$ref $schema $id $comment title description format contentEncoding contentMediaType".split()
+    [
+        "$ref",
+        "$schema",
+        "$id",
+        "$comment",
+        "title",
+        "description",
+        "format",
+        "contentEncoding",
+        "contentMediaType",
+    ]
 )
 _FLAGS = frozenset({"uniqueItems", "deprecated", "readOnly", "writeOnly"})
 _ANY = frozenset({"const", "default"})
@@ -107,7 +127,7 @@ class _Walk:
         self._references: list[tuple[Path, str]] = []
         self._in_place: dict[str, list[str]] = {}
 
-    def _error(self, message: str, place: Path, *, hint: str = "", at_key: bool = False) -> None:
+    def _error(self, message: str, place: Path, *, hint: Hint = "", at_key: bool = False) -> None:
         self.is_sound = False
         self._findings.error("schema", message, (*self._base, *place), hint=hint, at_key=at_key)
 
@@ -204,7 +224,7 @@ class _Walk:
                 "schema-keyword",
                 f"JSON Schema has no keyword {quoted(keyword)}; it has no effect",
                 (*self._base, *inner),
-                hint=did_you_mean(keyword, _KNOWN),
+                hint=partial(did_you_mean, keyword, _KNOWN),
             )
 
     def _pattern(self, pattern: str, inner: Path) -> None:
@@ -228,7 +248,9 @@ class _Walk:
                     f"#{target}" for target in self._in_place if target.startswith(("/$defs", "/definitions"))
                 ]
                 self._error(
-                    f"{quoted(reference)} points to no schema", inner, hint=did_you_mean(reference, targets)
+                    f"{quoted(reference)} points to no schema",
+                    inner,
+                    hint=partial(did_you_mean, reference, targets),
                 )
             elif reference[1:] == pointer(place):
                 self._error(f"{quoted(reference)} refers to itself", inner)

@@ -6,6 +6,7 @@ the checks of the graph and the expressions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -130,7 +131,7 @@ def _note(model: type[BaseModel], detail: ErrorDetails, path: Path, findings: Fi
             "unknown-field",
             f"there is no field {quoted(name)} here",
             place,
-            hint=_unknown_field_hint(name, known),
+            hint=partial(_unknown_field_hint, name, known),
             at_key=True,
         )
     elif kind == "missing":
