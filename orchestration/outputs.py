@@ -28,7 +28,7 @@ def _output(
 
 
 def workflow_outputs(
-    names: Iterable[str], *, context: Mapping[str, Any], primaries_newest_first: Iterable[Any]
+    names: Iterable[str], context: Mapping[str, Any], primaries_newest_first: Iterable[Any]
 ) -> dict[str, Any]:
     """Return the outputs of a workflow: for each property of its output schema what is known of it.
 
