@@ -98,7 +98,8 @@ class SubprocessSettings(Section):
 class FileSettings(Section):
     """Section `task_executor.files`."""
 
-    root: str = "data/files"
+    root: str = "files"
+    """A relative path is below `data_dir`."""
     max_file_bytes: Bytes = 900 * 1024
 
 
