@@ -93,7 +93,7 @@ def plan_mesh(
             name="dashboard",
             command=(sys.executable, _dashboard_script(), "--host", web.host, "--port", str(web.port)),
             environment=shared,
-            health_url=f"http://{_in_url(_reachable(web.host))}:{web.port}/healthz",
+            health_url=f"http://{_in_url(_reachable(web.host))}:{web.port}/health",
             stage=DASHBOARD_START,
             stop_stage=DASHBOARD_STOP,
             ready_timeout_seconds=DASHBOARD_READY_SECONDS,

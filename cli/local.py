@@ -9,17 +9,18 @@ from random import Random
 from typing import Any, TypeVar
 
 import msgspec
-from agents.condition_evaluator import ConditionEvaluator
-from agents.monitor_agent import MonitorAgent
-from amp.client import AgentIdentity, Event, MeshClient
-from amp.router import Router
 
 from agents.base import Agent
+from agents.condition_evaluator import ConditionEvaluator
 from agents.error_handler import ErrorHandler
+from agents.monitor_agent import MonitorAgent
 from agents.state_manager import StateManager
 from agents.task_executor import TaskExecutor
 from agents.workflow_engine import WorkflowEngine
+from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError
+from amp.router import Router
+from amp.subscriptions import Event
 from amp.transports.memory import MemoryNetwork
 from cli.errors import CommandError, ExitCode
 from cli.progress import ENDS, Progress

@@ -16,8 +16,8 @@ from cli.life import run_body
 from cli.progress import Progress, exit_code_of
 from cli.source import STANDARD_INPUT, read_source, shown_name
 from orchestration.definition.document import MAX_TEXT_BYTES
-from orchestration.definition.errors import DefinitionError
-from orchestration.definition.inputs import InputError, prepare_inputs
+from orchestration.definition.errors import DefinitionError, InputError
+from orchestration.definition.inputs import prepare_inputs
 from orchestration.definition.parse import Format, ParsedDefinition, format_of, parse_text
 
 
