@@ -27,7 +27,9 @@ MAX_TRANSFORMATIONS = 100
 MAX_ITEMS = 1_000_000
 MAX_OPERATIONS = 200
 MAX_STEPS = 20_000_000
-"""Steps that all transformations of one task may take together; about ten seconds."""
+"""Steps that all transformations of one task may take together; some seconds."""
+STEPS_PER_PART = 200
+"""Steps granted for each part of the data, so that an expression over small data cannot run long."""
 
 Registered = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]
 """An operator's own transformation: (data, config, context) -> data."""
@@ -83,7 +85,7 @@ def apply(
         raise TransformError(INVALID_INPUT, "transformations are a list of {type, config}")
     if len(transformations) > MAX_TRANSFORMATIONS:
         raise TransformError(LIMIT, f"there may be {MAX_TRANSFORMATIONS} transformations")
-    evaluator = Evaluator(names, declared=declared, now=now, steps=MAX_STEPS)
+    evaluator = Evaluator(names, declared=declared, now=now, steps=steps_for(data))
     run = _Run(names, registered or {}, evaluator, data)
     applied: list[dict[str, Any]] = []
     for index, transformation in enumerate(transformations):
@@ -98,6 +100,20 @@ def apply(
             raise TransformError(error.code, error.message, index) from None
         applied.append({"type": kind_name, "config": config, "result_size": size_of(run.data)})
     return run.data, applied
+
+
+def steps_for(data: Any) -> int:
+    """Return how many steps work over the data may take: some for each of its parts, and a fixed share."""
+    most = MAX_STEPS // STEPS_PER_PART
+    parts, waiting = 0, [data]
+    while waiting and parts < most:
+        part = waiting.pop()
+        parts += 1
+        if isinstance(part, Mapping):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+    return min(MAX_STEPS, DEFAULT_LIMITS.max_steps + parts * STEPS_PER_PART)
 
 
 def size_of(data: Any) -> int:
