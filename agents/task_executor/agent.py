@@ -192,7 +192,7 @@ class TaskExecutor(Agent):
             if attempt.token not in self._cancelled:
                 raise
             ending = TaskCancelled("the attempt was cancelled")
-        run = self._attempts.finish(attempt.token, ending, self.clock.monotonic())
+        run = self._attempts.finish(attempt, ending, self.clock.monotonic())
         if run is not None and run.abandoned:
             self._deliver_later(attempt, ending)
         return ending
@@ -264,11 +264,25 @@ class TaskExecutor(Agent):
 
     async def _on_agent_left(self, event: Event) -> None:
         left = event.data.get("agent_id")
-        if isinstance(left, str) and self._attempts.abandon(left):
-            self.logger.info("engine_left", engine_id=left)
+        if isinstance(left, str):
+            self._lose(left)
 
     async def _on_disconnected(self) -> None:
-        self._attempts.abandon()
+        self._lose(None)
+
+    def _lose(self, engine_id: str | None) -> None:
+        """Note that an engine, or every one, hears no answer: what runs is for the inbox, and so is what just ended."""
+        running = self._attempts.abandon(engine_id)
+        unconfirmed = self._attempts.unconfirmed(self.clock.monotonic(), engine_id)
+        for attempt, ending in unconfirmed:
+            self._deliver_later(attempt, ending)
+        if running or unconfirmed:
+            self.logger.info(
+                "engine_lost",
+                engine_id=engine_id or "",
+                running_attempts=running,
+                unconfirmed=len(unconfirmed),
+            )
 
     def _deliver_later(self, attempt: Attempt, ending: Ending) -> None:
         task = self.spawn(self._deliver(attempt, ending), f"deliver {attempt.token}")

@@ -5,13 +5,15 @@ comes in, and the work itself belongs to the caller.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from amp.errors import AmpError
+from orchestration.contracts import Attempt
+from orchestration.status import Effects
 
 MAX_KEPT_RESULTS = 10_000
 MAX_KEPT_BYTES = 64 * 1024 * 1024
@@ -19,6 +21,11 @@ KEPT_SECONDS = 600.0
 """How long a result answers duplicates; longer than any duplicate travels."""
 ERROR_BYTES = 1024
 """What a kept error or cancellation is taken to weigh."""
+
+RECENT_SECONDS = 10.0
+"""How long after its end a result that cannot be made again may have been lost on its way."""
+MAX_RECENT = 1000
+UNREPEATABLE = frozenset({Effects.ONCE, Effects.IRREVERSIBLE})
 
 Ending = msgspec.Raw | AmpError
 """How an attempt ended: its encoded result, or its error."""
@@ -51,6 +58,7 @@ class Attempts:
     running: dict[str, Run] = field(default_factory=dict)
     _kept: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
     _bytes: int = 0
+    _recent: deque[tuple[float, Attempt, Ending]] = field(default_factory=lambda: deque(maxlen=MAX_RECENT))
 
     def known_ending(self, token: str, now: float) -> Ending | None:
         """Return how the attempt ended when it is remembered, else None."""
@@ -67,8 +75,9 @@ class Attempts:
         run.abandoned = False
         return run
 
-    def finish(self, token: str, ending: Ending, now: float) -> Run | None:
+    def finish(self, attempt: Attempt, ending: Ending, now: float) -> Run | None:
         """Remember how an attempt ended and return its run; None when it was not under way."""
+        token = attempt.token
         run = self.running.pop(token, None)
         previous = self._kept.pop(token, None)
         if previous is not None:
@@ -76,8 +85,18 @@ class Attempts:
         weight = len(bytes(ending)) if isinstance(ending, msgspec.Raw) else ERROR_BYTES
         self._kept[token] = _Kept(ending, now + self.kept_seconds, weight)
         self._bytes += weight
+        if attempt.effects in UNREPEATABLE:
+            self._recent.append((now, attempt, ending))
         self._forget_old(now)
         return run
+
+    def unconfirmed(self, now: float, engine_id: str | None = None) -> list[tuple[Attempt, Ending]]:
+        """Return the endings that an engine, or any, may not have received, of attempts that must not be repeated."""
+        return [
+            (attempt, ending)
+            for at, attempt, ending in self._recent
+            if at >= now - RECENT_SECONDS and engine_id in (None, attempt.engine_id)
+        ]
 
     def abandon(self, engine_id: str | None = None) -> int:
         """Mark the runs of an engine, or all, as having no listener; return how many there are."""

@@ -4,6 +4,7 @@ The work that comes here is bounded by the data engine's own limits; a thread ca
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_THREADS = 2
-SMALL_NODES = 400
+SMALL_NODES = 250
 """Values with up to this many parts are worked on at once: about a millisecond."""
+
+_LOOP = re.compile(r"\bfor\b|\brange\b")
 
 
 class Compute:
@@ -52,3 +55,12 @@ def is_small(*values: Any, limit: int = SMALL_NODES) -> bool:
         if parts > limit or characters > limit * 64:
             return False
     return True
+
+
+def has_loops(code: Any) -> bool:
+    """Return whether an expression somewhere in `code` may loop: it can cost far more than its data suggests."""
+    if isinstance(code, str):
+        return _LOOP.search(code) is not None
+    if isinstance(code, dict):
+        return any(has_loops(part) for part in code.values())
+    return isinstance(code, list | tuple) and any(has_loops(part) for part in code)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agents.task_executor import formats
-from agents.task_executor.compute import Compute, is_small
+from agents.task_executor.compute import Compute, has_loops, is_small
 from agents.task_executor.custom_handlers import CustomHandlers
 from agents.task_executor.errors import InvalidInput
 from agents.task_executor.handlers.base import Outcome, TaskContext
@@ -32,7 +32,9 @@ class DataTransform:
         if request.output_format not in OUTPUT_FORMATS:
             raise InvalidInput(f"output_format: must be one of {', '.join(OUTPUT_FORMATS)}")
         started = asyncio.get_running_loop().time()
-        small = is_small(request.input_data, request.transformations) and not self._uses_custom(request)
+        small = is_small(request.input_data, request.transformations) and not (
+            has_loops(request.transformations) or self._uses_custom(request)
+        )
         data, applied = await self._compute.run(self._work(request, context), small=small)
         reply = DataTransformReply(
             transformed_data=data,

@@ -2,10 +2,12 @@
 
 import asyncio
 
-from agents.task_executor.compute import Compute, is_small
+from agents.task_executor.compute import Compute, has_loops, is_small
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from orchestration import rules
 from orchestration.contracts import ValidationReply, ValidationRequest
+
+MAX_SMALL_RULES = 20
 
 
 class Validation:
@@ -28,7 +30,10 @@ class Validation:
                 declared=context.declared,
                 now=context.now(),
             ),
-            small=request.schema is None and is_small(request.data, request.rules),
+            small=request.schema is None
+            and len(request.rules) <= MAX_SMALL_RULES
+            and is_small(request.data, request.rules)
+            and not has_loops(request.rules),
         )
         reply = ValidationReply(
             is_valid=outcome.is_valid,
