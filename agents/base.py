@@ -230,14 +230,15 @@ class Agent:
         """Leave the mesh in order: finish what is under way within the drain time, then let go. Works twice."""
         if self._state in ("stopping", "stopped"):
             return
-        started, self._state = self._state != "new", "stopping"
-        if started and hasattr(self, "mesh"):
+        before, self._state = self._state, "stopping"
+        if before == "ready":
             await self.on_stop()
+        if hasattr(self, "mesh"):
             await self.mesh.stop(drain_seconds=self.agent_section.drain_timeout_seconds)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if started:
+        if before != "new":
             await self.on_stopped()
         if isinstance(self._transport, HostingTransport):
             await self._transport.close()

@@ -22,7 +22,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from amp.client import AgentIdentity, Event, MeshClient
+from amp.client import AgentIdentity, MeshClient
+from amp.subscriptions import Event
 from amp.transports.websocket import WebSocketTransport
 from orchestration import contracts
 

@@ -28,8 +28,8 @@ from agents.workflow_engine.errors import (
 from agents.workflow_engine.log_writer import LogWriter
 from agents.workflow_engine.performer import MeshPerformer
 from amp.capability import Incoming, Offer
-from amp.client import Event
 from amp.errors import AmpError
+from amp.subscriptions import Event
 from amp.transports.base import Transport
 from orchestration import contracts, machine
 from orchestration import events as ev

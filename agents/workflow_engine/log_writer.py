@@ -58,7 +58,7 @@ class LogWriter:
                         future.cancel()
 
     def _take(self) -> list[tuple[contracts.AppendBatch, asyncio.Future[contracts.AppendOutcome]]]:
-        taken = []
+        taken: list[tuple[contracts.AppendBatch, asyncio.Future[contracts.AppendOutcome]]] = []
         size = 0
         while self._waiting and len(taken) < MAX_BATCHES_A_REQUEST and size < MAX_EVENT_BYTES_A_REQUEST:
             batch, future = self._waiting.popleft()
