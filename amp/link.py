@@ -6,6 +6,7 @@ refused to the caller, never waited for.
 
 import asyncio
 from collections import deque
+from typing import Protocol
 
 from amp.codec import join_frames
 from amp.transports.base import Connection, ConnectionClosed
@@ -14,6 +15,24 @@ MAX_OUTBOX_FRAMES = 20_000
 MAX_OUTBOX_BYTES = 64 * 1024 * 1024
 MAX_BATCH_BYTES = 256 * 1024
 MAX_BATCH_FRAMES = 256
+
+
+class Outbox(Protocol):
+    """Where frames for one member of the mesh go."""
+
+    batching: bool
+
+    def push(self, frame: bytes, *, reserve: int = 1) -> bool:
+        """Queue a frame. Return False when there is no room."""
+        ...
+
+    def end(self) -> None:
+        """Take no more frames."""
+        ...
+
+    async def close(self, code: int, reason: str) -> None:
+        """End the member's connection."""
+        ...
 
 
 class Link:
@@ -115,3 +134,8 @@ class Link:
         self.closed = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection."""
+        self.end()
+        await self.connection.close(code, reason)

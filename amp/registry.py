@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+import msgspec
+
 from amp.envelope import PROTOCOL_VERSION, RESERVED_AGENT_IDS
 from amp.errors import AgentIdInUse, AuthenticationFailed
 from amp.session import AgentRecord, CapabilityRecord, Registration, Session
@@ -194,6 +196,18 @@ def describe_capability(record: CapabilityRecord) -> dict[str, Any]:
         "input_schema": record.input_schema,
         "output_schema": record.output_schema,
         "constraints": record.constraints,
+    }
+
+
+def describe_registration(registration: Registration, registered_at: str) -> dict[str, Any]:
+    """Return the registration of an agent without a connection, as discovery shows agents."""
+    record = registration.record
+    return {
+        "identity": msgspec.to_builtins(record),
+        "capabilities": [describe_capability(each) for each in registration.by_id.values()],
+        "endpoints": {"invoke": None, "health": None} | (registration.endpoints or {}),
+        "health": {"status": "disconnected"},
+        "registered_at": registered_at,
     }
 
 

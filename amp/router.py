@@ -5,6 +5,7 @@ The HTTP side (WebSocket, HTTP binding, registry, health, metrics) is in `amp.ht
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from itertools import count
 from random import Random, SystemRandom
 
 from amp.actions import Action, Announce, Close, Fanout, Forward, Tell
-from amp.codec import Control, Refusal, decode, encode
+from amp.codec import Item, Refusal, decode, encode
 from amp.envelope import (
     PROTOCOL,
     ROUTER_ID,
@@ -27,19 +28,20 @@ from amp.envelope import (
     error_payload,
 )
 from amp.errors import AmpError, InsufficientResources, InvalidSchema
-from amp.link import Link
+from amp.http_server import HttpServer
+from amp.link import Link, Outbox
 from amp.routing import Routing, RoutingLimits
-from amp.session import Session
-from amp.transports.base import Connection, ConnectionClosed
+from amp.security import Credentials, check_signature
+from amp.session import Registration, Session
+from amp.transports.base import ConnectionClosed, NotText
 from amp.transports.memory import MemoryConnection, MemoryNetwork
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 MAX_CONNECTIONS = 4096
-CLOSE_TRY_LATER = 1013
+CLOSE_GOING_AWAY = 1001
 CLOSE_SLOW = 4002
-FLUSH_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +54,11 @@ class RouterLimits:
 
 
 @dataclass(slots=True, eq=False)
-class _Member:
+class Member:
     """A connection being served."""
 
     session: Session
-    link: Link
+    outbox: Outbox
     tasks: tuple[asyncio.Task[None], ...] = ()
 
 
@@ -74,12 +76,15 @@ class Router:
         now: Callable[[], datetime] = utc_now,
         random: Random | None = None,
         limits: RouterLimits | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.limits = limits or RouterLimits()
+        self.credentials = credentials or Credentials()
+        self._server: HttpServer | None = None
         self.routing = Routing(self.limits.routing)
         self.now = now
         self._random = random or SystemRandom()
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._networks: list[MemoryNetwork] = []
         self._keys = count(1)
         self._ids = count(1)
@@ -97,36 +102,73 @@ class Router:
         network.serve(self._accept_memory)
         self._networks.append(network)
 
+    async def start_http(self, host: str, port: int) -> None:
+        """Listen for WebSockets and HTTP. Port 0 takes a free one, which `port` then tells.
+
+        Raises: OSError when the address is taken, LocalProtocolError when it is open to the network without a key.
+        """
+        server = HttpServer(self)
+        await server.start(host, port)
+        self._server = server
+
+    @property
+    def port(self) -> int:
+        """The port of the HTTP side, 0 when there is none."""
+        return self._server.port if self._server is not None else 0
+
+    @property
+    def connections(self) -> int:
+        """How many connections and pollers are served."""
+        return len(self._members)
+
     def _accept_memory(self, connection: MemoryConnection) -> None:
-        member = self.admit(connection, "memory")
-        reader = asyncio.get_running_loop().create_task(self.read(member), name="router-read")
+        link = Link(connection)
+        member = self.admit(link, "memory")
+        reader = asyncio.get_running_loop().create_task(self.read(member, link), name="router-read")
         member.tasks = (*member.tasks, reader)
 
-    def admit(self, connection: Connection, kind: str, *, pinned_agent_id: str | None = None) -> _Member:
+    def admit(self, link: Link, kind: str, *, pinned_agent_id: str | None = None) -> Member:
         """Take up a connection and start its writing task. The caller runs `read`."""
-        session = Session(key=next(self._keys), kind=kind, pinned_agent_id=pinned_agent_id)
-        member = _Member(session, Link(connection))
-        member.tasks = (asyncio.get_running_loop().create_task(member.link.write(), name="router-write"),)
-        self._members[session.key] = member
+        member = self.admit_session(
+            Session(key=self.new_key(), kind=kind, pinned_agent_id=pinned_agent_id), link
+        )
+        member.tasks = (asyncio.get_running_loop().create_task(link.write(), name="router-write"),)
+        return member
+
+    def admit_session(self, session: Session, outbox: Outbox) -> Member:
+        """Take up somebody to whom frames can be given."""
+        member = self._members[session.key] = Member(session, outbox)
         self.routing.attach(session)
         return member
 
-    async def read(self, member: _Member) -> None:
+    def new_key(self) -> int:
+        """Return the key of a new session."""
+        return next(self._keys)
+
+    def new_token(self) -> str:
+        """Return a text that nobody can guess."""
+        return f"{self._random.getrandbits(128):032x}"
+
+    async def read(self, member: Member, link: Link) -> None:
         """Handle a connection's frames until it ends, then tell the mesh that its agent is lost."""
+        session, connection = member.session, link.connection
         try:
             while True:
-                self.receive(member.session, await member.link.connection.receive())
+                try:
+                    self.receive(session, await connection.receive())
+                except NotText:
+                    self._refuse(session, InvalidSchema("frames must be text"))
         except ConnectionClosed:
             return
         finally:
             self.dismiss(member)
-            await member.link.connection.close()
+            await link.close()
 
-    def dismiss(self, member: _Member) -> None:
+    def dismiss(self, member: Member) -> None:
         """Forget a connection."""
         if self._members.pop(member.session.key, None) is None:
             return
-        member.link.end()
+        member.outbox.end()
         agent_id = member.session.agent_id
         if agent_id is not None:
             logger.info("agent_disconnected", extra={"agent_id": agent_id})
@@ -142,13 +184,16 @@ class Router:
             self._timer = None
         members = list(self._members.values())
         self._members.clear()
+        closing = [member.outbox.close(CLOSE_GOING_AWAY, "the router stops") for member in members]
+        await asyncio.gather(*closing, return_exceptions=True)
         for member in members:
-            member.link.end()
-            await member.link.connection.close()
             for task in member.tasks:
                 task.cancel()
         tasks = [task for member in members for task in member.tasks]
         await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
 
     # --- frames in ------------------------------------------------------------------------------------------
 
@@ -160,29 +205,56 @@ class Router:
     def receive(self, session: Session, data: bytes | str) -> None:
         """Handle one frame. Whatever is wrong with it is answered with an error; the connection stays."""
         self.frames_in += 1
-        if len(data) > self.limits.max_frame_bytes:
-            limit = self.limits.max_frame_bytes
-            error = InsufficientResources(
-                f"the frame has {len(data)} bytes; the limit is {limit}",
-                {"limit_bytes": limit},
-                retryable=False,
-            )
-            self.perform((self.routing.refuse(session, None, error),))
+        limit = self.limits.max_frame_bytes
+        if len(data) > limit:
+            details = {"limit_bytes": limit}
+            text = f"the frame has {len(data)} bytes; the limit is {limit}"
+            self._refuse(session, InsufficientResources(text, details, retryable=False))
             return
         items, batched = decode(data)
         if batched and not session.terms.batching:
-            undeclared = InvalidSchema("arrays of envelopes need 'session.batching' at registration")
-            self.perform((self.routing.refuse(session, None, undeclared),))
+            self._refuse(
+                session, InvalidSchema("arrays of envelopes need 'session.batching' at registration")
+            )
             return
-        now_ms, at = self.now_ms(), self.now()
-        for item in items:
-            if isinstance(item, Envelope):
-                self.perform(self.routing.handle(session, item, now_ms, at))
-            elif isinstance(item, Refusal):
-                self.perform((self.routing.refuse(session, item.message_id, item.error),))
-            else:
-                assert isinstance(item, Control)
-        self._arm()
+        for index, item in enumerate(items):
+            self.accept(session, item, data, index if batched else None)
+
+    def accept(self, session: Session, item: Item, data: bytes | str, index: int | None = None) -> None:
+        """Handle one part of a frame. `data` is the frame, `index` the part's place in a batch."""
+        if isinstance(item, Envelope):
+            if item.message.headers.signature:
+                try:
+                    self._check_signature(data, index)
+                except AmpError as error:
+                    self._refuse(session, error, item.message.id)
+                    return
+            self.perform(self.routing.handle(session, item, self.now_ms(), self.now()))
+            self._arm()
+        elif isinstance(item, Refusal):
+            self._refuse(session, item.error, item.message_id)
+
+    def _check_signature(self, data: bytes | str, index: int | None) -> None:
+        frame = json.loads(data)
+        envelope = frame if index is None else frame[index]
+        check_signature(envelope["message"], self.credentials.signing_keys, self.now())
+
+    def _refuse(self, session: Session, error: AmpError, message_id: str | None = None) -> None:
+        self._tell(self.routing.refuse(session, message_id, error))
+
+    def claim(self, session: Session, agent_id: str) -> None:
+        """Bind a session to an agent before its first message."""
+        self.perform(self.routing.claim(session, agent_id, self.now_ms(), self.now()))
+
+    def update(self, session: Session, registration: Registration) -> None:
+        """Replace what a live agent registered."""
+        terms = session.terms
+        self.perform(self.routing.register(session, registration, self.now_ms(), self.now()))
+        session.terms = terms
+
+    def withdraw(self, session: Session) -> None:
+        """Stop sending requests to a live agent."""
+        self.perform(self.routing.deregister(session))
 
     def _arm(self) -> None:
         """Set the timer to the next deadline, when it is earlier than the one that is set."""
@@ -223,7 +295,7 @@ class Router:
         if member is None:
             return
         is_request = envelope.message.type == MessageType.REQUEST
-        if member.link.push(encode(envelope), reserve=1 if is_request else 2):
+        if member.outbox.push(encode(envelope), reserve=1 if is_request else 2):
             self.frames_out += 1
         elif is_request:
             self.perform(self.routing.undeliverable(session, envelope, self.now_ms()))
@@ -235,7 +307,7 @@ class Router:
             member = self._members.get(session.key)
             if member is None:
                 continue
-            if member.link.push(frame):
+            if member.outbox.push(frame):
                 self.frames_out += 1
             elif not session.lagging:
                 self.routing.registry.mute(session)
@@ -251,11 +323,16 @@ class Router:
         member = self._members.get(session.key)
         if member is None:
             return
-        member.link.batching = session.terms.batching
-        if member.link.push(frame, reserve=2):
+        member.outbox.batching = session.terms.batching
+        if member.outbox.push(frame, reserve=2):
             self.frames_out += 1
         else:
             self._close(session, CLOSE_SLOW, "the client does not read its replies")
+
+    def error_frame(self, session: Session, correlation_id: str, error: AmpError) -> bytes:
+        """Return an error message for a session as a frame."""
+        tell = self.routing.refuse(session, correlation_id, error)
+        return self._own_frame(session, tell.type, error, correlation_id, tell.source_id)
 
     def _own_frame(
         self, session: Session, kind: MessageType, payload: object, correlation_id: str | None, source_id: str
@@ -282,13 +359,12 @@ class Router:
             "connection_closed", extra={"agent_id": session.agent_id, "code": code, "reason": reason}
         )
         self.dismiss(member)
-        task = asyncio.get_running_loop().create_task(
-            self._hang_up(member, code, reason), name="router-close"
-        )
+        task = asyncio.get_running_loop().create_task(member.outbox.close(code, reason), name="router-close")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    @staticmethod
-    async def _hang_up(member: _Member, code: int, reason: str) -> None:
-        await member.link.flush(FLUSH_SECONDS)
-        await member.link.connection.close()
+
+if __name__ == "__main__":
+    from amp.router_main import main
+
+    main()

@@ -197,6 +197,10 @@ class Routing:
         if session.kind == INVOKE:
             self.registry.check_borrowed(session, agent_id)
             return []
+        return self.claim(session, agent_id, now_ms, at)
+
+    def claim(self, session: Session, agent_id: str, now_ms: float, at: datetime) -> list[Action]:
+        """Bind a session to an agent that has not registered on it; what it registered before holds again."""
         actions = self.take_identity(session, agent_id, None, now_ms)
         restored = self.registry.bind(session, agent_id)
         session.joined_at = at.isoformat()

@@ -11,6 +11,10 @@ class ConnectionClosed(Exception):
         self.code = code
 
 
+class NotText(Exception):
+    """A frame was not text. The connection is still good."""
+
+
 class ConnectFailed(Exception):
     """No connection could be made. `permanent` means that trying again will not help, for example a refused key."""
 
@@ -27,10 +31,10 @@ class Connection(Protocol):
         ...
 
     async def receive(self) -> bytes | str:
-        """Return the next frame. Raises ConnectionClosed."""
+        """Return the next frame. Raises ConnectionClosed, or NotText for a frame to be refused."""
         ...
 
-    async def close(self) -> None:
+    async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close. Works twice."""
         ...
 

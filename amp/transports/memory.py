@@ -126,7 +126,7 @@ class MemoryConnection:
         """Return the next frame; what was sent before the end is still read. Raises ConnectionClosed."""
         return await self._incoming.get()
 
-    async def close(self) -> None:
+    async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close both directions; frames under way are still delivered."""
         self._outgoing.close()
         self._incoming.close()
