@@ -5,7 +5,6 @@ answering while a user's logic burns CPU.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -194,11 +193,11 @@ class ConditionEvaluator(Agent):
             bounded = replace(settings, limits=limits)
             return conditions.evaluate(asked.condition_type, asked.expression, context, bounded)
 
-        began = time.perf_counter()
+        began = self.clock.monotonic()
         outcome = evaluated(self.quick_limits)
         if outcome.error is not None and outcome.error.code == LIMIT_REACHED:
             outcome = await self._bounded(lambda: evaluated(self.limits))
-        seconds = time.perf_counter() - began
+        seconds = self.clock.monotonic() - began
         self._count(contracts.CONDITION_EVALUATE.id, outcome.successful, seconds)
         reply = contracts.ConditionEvaluateReply(
             result=outcome.result,
@@ -215,13 +214,13 @@ class ConditionEvaluator(Agent):
 
         Raises: AmpError with the code of what the caller described wrongly.
         """
-        began = time.perf_counter()
+        began = self.clock.monotonic()
         try:
             outcome = await self._bounded(work)
         except ConditionError as error:
-            self._count(capability, False, time.perf_counter() - began)
+            self._count(capability, False, self.clock.monotonic() - began)
             raise AmpError(error.code, error.message, retryable=False) from None
-        seconds = time.perf_counter() - began
+        seconds = self.clock.monotonic() - began
         self._count(capability, True, seconds)
         return outcome, round(seconds * 1000, 3)
 
