@@ -94,11 +94,9 @@ class Execution:
             raise
         except DataError as error:
             raise as_amp_error(error) from None
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TimedOut(f"the task did not finish within {work.timeout_seconds:g} seconds") from None
         except Exception as error:  # boundary: an agent's dispatch
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise TimedOut(f"the task did not finish within {work.timeout_seconds:g} seconds") from None
             logger.error("task_handler_failed", task_type=work.task_type, exc_info=error)
             raise ExecutionError(
                 "the task's handler failed unexpectedly; the executor's log says why", retryable=False
