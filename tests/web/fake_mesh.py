@@ -1,0 +1,339 @@
+"""A mesh in one object: the contracts that the dashboard uses, over definitions, rows and a log kept in memory.
+
+Tests write events with `emit` and see what the dashboard makes of them. `Simulator` plays whole instances.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatch
+from typing import Any
+
+import msgspec
+
+from amp.errors import AmpError, CapabilityNotFound, NetworkError
+from orchestration import contracts, events
+from orchestration.status import InstanceStatus
+
+START = datetime(2026, 11, 20, 9, 0, 0, tzinfo=UTC)
+INSTANCE_STATES = {
+    "workflow.started": "pending",
+    "workflow.admitted": "running",
+    "workflow.paused": "paused",
+    "workflow.resumed": "running",
+    "workflow.completed": "completed",
+    "workflow.failed": "failed",
+    "workflow.cancelled": "cancelled",
+}
+TASK_STATES = {
+    "task.started": "running",
+    "task.completed": "completed",
+    "task.attempt_lost": "ready",
+    "task.retrying": "retrying",
+    "task.failed": "failed",
+    "task.skipped": "skipped",
+    "task.cancelled": "cancelled",
+    "task.reset": "pending",
+}
+AGENTS = {
+    "workflow-engine": [
+        "workflow-create",
+        "workflow-load",
+        "workflow-start",
+        "workflow-status",
+        "workflow-pause",
+    ],
+    "task-executor-1": ["task-execute", "task-api-call", "task-data-transform", "task-validation"],
+    "state-manager": ["state-get", "state-set", "log-read", "instance-get", "instance-list"],
+    "condition-evaluator": ["condition-evaluate", "decision-tree", "rule-engine"],
+    "error-handler": ["error-handle", "error-recover", "circuit-breaker"],
+    "monitor-agent": ["metrics-get", "alert-list", "health-check", "performance-report", "dashboard-data"],
+}
+
+
+class FakeMesh:
+    """Stands in for `amp.client.MeshClient`."""
+
+    def __init__(self) -> None:
+        self.on_connected: list[Callable[[], Awaitable[None]]] = []
+        self.on_disconnected: list[Callable[[], Awaitable[None]]] = []
+        self.connected = True
+        self.log: list[contracts.EventRecord] = []
+        self.rows: dict[str, contracts.InstanceRow] = {}
+        self.task_states: dict[str, dict[str, str]] = {}
+        self.definitions: dict[str, contracts.DefinitionRecord] = {}
+        self.alerts: list[dict[str, Any]] = []
+        self.agents = {agent_id: list(offered) for agent_id, offered in AGENTS.items()}
+        self.absent: set[str] = set()
+        self.failing: dict[str, AmpError] = {}
+        self.requests: list[tuple[str, Any]] = []
+        self.on_start: Callable[[str], None] | None = None
+        self.on_control: Callable[[str, str], None] | None = None
+        self._handlers: list[tuple[str, Callable[[Any], Any]]] = []
+
+    # --- what tests do ---------------------------------------------------------------------------------
+
+    def define(self, definition: Mapping[str, Any], source: str = "") -> contracts.DefinitionRecord:
+        content = {"version": "1.0", "name": definition["id"], **definition}
+        record = contracts.DefinitionRecord(
+            workflow_id=content["id"],
+            version=content["version"],
+            name=content["name"],
+            hash=f"hash-{content['id']}-{len(self.definitions)}",
+            content=content,
+            source=source,
+            format="yaml",
+            created_at=START,
+        )
+        self.definitions[content["id"]] = record
+        return record
+
+    def create(
+        self,
+        workflow_id: str,
+        instance_id: str,
+        inputs: Mapping[str, Any] | None = None,
+        at: datetime = START,
+    ):
+        definition = self.definitions[workflow_id]
+        self.rows[instance_id] = contracts.InstanceRow(
+            instance_id=instance_id,
+            workflow_id=workflow_id,
+            workflow_version=definition.version,
+            workflow_name=definition.name,
+            definition_hash=definition.hash,
+            status=InstanceStatus.PENDING,
+            created_at=at,
+        )
+        self.task_states[instance_id] = {task["id"]: "pending" for task in definition.content["tasks"]}
+        self.emit(
+            instance_id,
+            events.InstanceStarted(
+                at=at,
+                workflow_id=workflow_id,
+                workflow_version=definition.version,
+                definition_hash=definition.hash,
+                inputs=dict(inputs or {}),
+            ),
+        )
+
+    def emit(self, instance_id: str, *facts: events.Event, hint: bool = True) -> None:
+        row = self.rows[instance_id]
+        states = self.task_states[instance_id]
+        for fact in facts:
+            kind = events.type_of(fact)
+            row = self._row_after(row, kind, fact)
+            self.log.append(
+                contracts.EventRecord(
+                    offset=len(self.log) + 1,
+                    instance_id=instance_id,
+                    seq=row.seq,
+                    type=kind,
+                    at=fact.at,
+                    data=msgspec.Raw(events.encode(fact)),
+                )
+            )
+            if kind in TASK_STATES:
+                states[fact.task_id] = TASK_STATES[kind]
+        counts: dict[str, int] = {}
+        for state in states.values():
+            counts[state] = counts.get(state, 0) + 1
+        current = [task_id for task_id, state in states.items() if state in ("running", "retrying", "ready")]
+        self.rows[instance_id] = msgspec.structs.replace(row, task_counts=counts, current_tasks=current)
+        if hint:
+            self.publish("log.advanced", {"offset": len(self.log)})
+
+    def _row_after(self, row: contracts.InstanceRow, kind: str, fact: Any) -> contracts.InstanceRow:
+        changes: dict[str, Any] = {"seq": row.seq + 1, "updated_at": fact.at}
+        if kind in INSTANCE_STATES:
+            changes["status"] = InstanceStatus(INSTANCE_STATES[kind])
+        if kind == "workflow.admitted":
+            changes["started_at"] = fact.at
+        if kind in ("workflow.completed", "workflow.failed", "workflow.cancelled"):
+            changes["completed_at"] = fact.at
+        if kind == "workflow.failed":
+            changes.update(error_code=fact.error.code, error_message=fact.error.message)
+        return msgspec.structs.replace(row, **changes)
+
+    def publish(self, event_type: str, data: Mapping[str, Any]) -> None:
+        for pattern, handler in list(self._handlers):
+            if fnmatch(event_type, pattern):
+                made = handler({"event_type": event_type, **data})
+                if inspect.isawaitable(made):
+                    asyncio.ensure_future(made)
+
+    # --- what the dashboard does -----------------------------------------------------------------------
+
+    async def request(self, capability: str, parameters: Any, *, reply_type: Any = object, **_: Any) -> Any:
+        self.requests.append((capability, parameters))
+        await asyncio.sleep(0)
+        if not self.connected:
+            raise NetworkError("not connected to the mesh router")
+        if capability in self.failing:
+            raise self.failing[capability]
+        if capability in self.absent:
+            raise CapabilityNotFound(f"no agent offers {capability!r}")
+        reply = getattr(self, "_" + capability.replace("-", "_"))(parameters)
+        wire = msgspec.json.decode(msgspec.json.encode(reply))
+        return msgspec.convert(wire, reply_type) if reply_type is not contracts.LogReadReply else reply
+
+    async def subscribe(self, pattern: str, handler: Callable[[Any], Any]) -> None:
+        self._handlers.append((pattern, handler))
+
+    async def discover(self, *, capabilities: Any = (), pattern: Any = None) -> list[dict[str, Any]]:
+        if not self.connected:
+            raise NetworkError("not connected to the mesh router")
+        return [
+            {
+                "identity": {
+                    "id": agent_id,
+                    "name": agent_id.replace("-", " "),
+                    "version": "1.0",
+                    "framework": "amp",
+                },
+                "capabilities": [{"id": one} for one in offered],
+            }
+            for agent_id, offered in self.agents.items()
+        ]
+
+    def _log_read(self, request: contracts.LogReadRequest) -> contracts.LogReadReply:
+        if request.instance_id is None:
+            found = [record for record in self.log[request.after :]]
+            key = "offset"
+        else:
+            found = [r for r in self.log if r.instance_id == request.instance_id and r.seq > request.after]
+            key = "seq"
+        found = [record for record in found if not request.types or record.type in request.types]
+        page = found[: request.limit]
+        last = getattr(page[-1], key) if page else request.after
+        return contracts.LogReadReply(events=page, next=last, end=len(found) <= request.limit)
+
+    def _instance_get(self, request: contracts.InstanceGetRequest) -> contracts.InstanceGetReply:
+        return contracts.InstanceGetReply(row=self.rows.get(request.instance_id))
+
+    def _instance_list(self, request: contracts.InstanceListRequest) -> contracts.InstanceListReply:
+        rows = sorted(self.rows.values(), key=lambda row: (row.created_at, row.instance_id), reverse=True)
+        rows = [row for row in rows if request.workflow_id in (None, row.workflow_id)]
+        if request.text:
+            rows = [
+                row for row in rows if request.text in row.instance_id + row.workflow_name + row.error_message
+            ]
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row.status] = counts.get(row.status, 0) + 1
+        rows = [row for row in rows if not request.statuses or row.status in request.statuses]
+        first = int(request.cursor or 0)
+        page = rows[first : first + request.limit]
+        more = str(first + request.limit) if len(rows) > first + request.limit else None
+        return contracts.InstanceListReply(rows=page, next_cursor=more, total=len(rows), counts=counts)
+
+    def _definition_get(self, request: contracts.DefinitionGetRequest) -> contracts.DefinitionGetReply:
+        found = next(
+            (
+                record
+                for record in self.definitions.values()
+                if (
+                    record.hash == request.hash if request.hash else record.workflow_id == request.workflow_id
+                )
+            ),
+            None,
+        )
+        return contracts.DefinitionGetReply(definition=found)
+
+    def _definition_list(self, request: contracts.DefinitionListRequest) -> contracts.DefinitionListReply:
+        found = [record for key, record in sorted(self.definitions.items()) if key > request.after]
+        return contracts.DefinitionListReply(definitions=found[: request.limit])
+
+    def _workflow_create(self, request: contracts.WorkflowCreateRequest) -> contracts.WorkflowCreated:
+        workflow_id = request.definition["id"]
+        known = workflow_id in self.definitions
+        if known and not request.overwrite:
+            raise AmpError("WORKFLOW_EXISTS", f"workflow {workflow_id!r} exists with other content", {})
+        self.define(request.definition, request.source)
+        return contracts.WorkflowCreated(
+            workflow_id=workflow_id, status="updated" if known else "created", version="1.0"
+        )
+
+    def _workflow_start(self, request: contracts.WorkflowStartRequest) -> contracts.WorkflowStarted:
+        if request.workflow_id not in self.definitions:
+            raise AmpError("WORKFLOW_NOT_FOUND", f"there is no workflow {request.workflow_id!r}", {})
+        schema = self.definitions[request.workflow_id].content.get("input_schema", {})
+        missing = [name for name in schema.get("required", ()) if name not in request.inputs]
+        if missing:
+            problems = [
+                {"path": f"/{name}", "message": f"{name!r} is required", "code": "required"}
+                for name in missing
+            ]
+            raise AmpError("INVALID_INPUT", "the inputs do not fit", {"problems": problems})
+        instance_id = request.instance_id or f"ins_{len(self.rows) + 1:04d}"
+        if instance_id in self.rows:
+            status = self.rows[instance_id].status
+            return contracts.WorkflowStarted(instance_id=instance_id, status=status, created=False)
+        self.create(request.workflow_id, instance_id, request.inputs, at=self.now())
+        if self.on_start is not None:
+            self.on_start(instance_id)
+        return contracts.WorkflowStarted(
+            instance_id=instance_id, status="pending", workflow_id=request.workflow_id
+        )
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def _control(self, request: contracts.WorkflowControlRequest, order: str) -> contracts.WorkflowControlled:
+        row = self.rows.get(request.instance_id)
+        if row is None:
+            raise AmpError("INSTANCE_NOT_FOUND", f"there is no instance {request.instance_id!r}", {})
+        if row.status.is_final:
+            details = {"current_state": row.status}
+            raise AmpError("STATE_CONFLICT", f"the instance is {row.status} already", details)
+        if self.on_control is not None:
+            self.on_control(request.instance_id, order)
+        return contracts.WorkflowControlled(instance_id=row.instance_id, status=row.status)
+
+    def _workflow_pause(self, request: contracts.WorkflowControlRequest) -> contracts.WorkflowControlled:
+        return self._control(request, "pause")
+
+    def _workflow_resume(self, request: contracts.WorkflowControlRequest) -> contracts.WorkflowControlled:
+        return self._control(request, "resume")
+
+    def _workflow_stop(self, request: contracts.WorkflowControlRequest) -> contracts.WorkflowControlled:
+        return self._control(request, "stop")
+
+    def _workflow_status(self, request: contracts.WorkflowStatusRequest) -> contracts.WorkflowStatus:
+        row = self.rows.get(request.instance_id)
+        if row is None:
+            raise AmpError("INSTANCE_NOT_FOUND", f"there is no instance {request.instance_id!r}", {})
+        tasks = {task_id: {"status": state} for task_id, state in self.task_states[row.instance_id].items()}
+        return contracts.WorkflowStatus(instance={"id": row.instance_id, "status": row.status}, tasks=tasks)
+
+    def _metrics_get(self, request: contracts.MetricsGetRequest) -> contracts.MetricsGetReply:
+        metrics = (
+            {request.workflow_id: {"total_executions": 3}}
+            if request.workflow_id
+            else {"kind": request.metric_type}
+        )
+        return contracts.MetricsGetReply(metrics=metrics, timestamp=START.isoformat())
+
+    def _alert_list(self, request: contracts.AlertListRequest) -> contracts.AlertListReply:
+        return contracts.AlertListReply(alerts=self.alerts, total_count=len(self.alerts))
+
+    def _health_check(self, request: contracts.HealthCheckRequest) -> contracts.HealthCheckReply:
+        agents = {agent_id: {"status": "healthy"} for agent_id in self.agents}
+        return contracts.HealthCheckReply(status="healthy", agents=agents, checked_at=START.isoformat())
+
+    def _performance_report(
+        self, request: contracts.PerformanceReportRequest
+    ) -> contracts.PerformanceReportReply:
+        return contracts.PerformanceReportReply(
+            report={"report_type": request.report_type}, generated_at=START.isoformat()
+        )
+
+    def _dashboard_data(self, request: contracts.DashboardDataRequest) -> contracts.DashboardDataReply:
+        return contracts.DashboardDataReply(
+            dashboard={widget: {} for widget in request.widgets}, last_updated=START.isoformat()
+        )
+
+
+def later(at: datetime, seconds: float) -> datetime:
+    return at + timedelta(seconds=seconds)

@@ -1,0 +1,108 @@
+"""Starts the dashboard: `python web/app.py --port 8090`. An agent of the mesh with pages instead of capabilities."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import structlog
+
+from amp.client import AgentIdentity, MeshClient
+from amp.hosting import HostingTransport
+from runtime import logging as runtime_logging
+from runtime import process
+from runtime.clock import SystemClock
+from runtime.ids import new_id
+from runtime.settings import Settings, SettingsError, load_settings
+from web.server.application import WebApplication
+from web.server.security import InsecureBindError, require_loopback
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+DRAIN_SECONDS = 5
+FRAMEWORK = "amp-workflow-orchestration"
+
+
+def mesh_client(settings: Settings, *, clock: SystemClock, random: Random) -> MeshClient:
+    """Return the dashboard's client, not started."""
+    mesh = settings.mesh
+    transport = HostingTransport(
+        mesh.router_url,
+        api_key=mesh.api_key,
+        host_router=mesh.host_router,
+        max_frame_bytes=mesh.max_frame_bytes,
+    )
+    identity = AgentIdentity(
+        id=settings.web.agent_id,
+        name="web dashboard",
+        version="1.0",
+        framework=FRAMEWORK,
+        session_id=new_id("ses", clock, random),
+    )
+    return MeshClient(
+        identity,
+        transport,
+        api_key=mesh.api_key,
+        now=clock.now,
+        random=random,
+        heartbeat_interval_seconds=mesh.heartbeat_interval_seconds,
+        max_frame_bytes=mesh.max_frame_bytes,
+    )
+
+
+async def serve(settings: Settings, stopping: asyncio.Event) -> int:
+    """Serve until `stopping`. Return the exit code."""
+    logger = structlog.get_logger("web")
+    clock, random = SystemClock(), Random()
+    client = mesh_client(settings, clock=clock, random=random)
+    web_app = WebApplication(settings.web, client, clock=clock, random=random)
+    joining: asyncio.Task[None] | None = None
+    try:
+        port = await web_app.start()
+        joining = asyncio.get_running_loop().create_task(client.start(), name="web:join-mesh")
+        logger.info("dashboard_ready", url=f"http://{settings.web.host}:{port}")
+        await stopping.wait()
+    except OSError as error:
+        logger.error(
+            "dashboard_not_started", host=settings.web.host, port=settings.web.port, reason=str(error)
+        )
+        return EXIT_FAILURE
+    finally:
+        if joining is not None:
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+        await web_app.stop()
+        await client.stop(drain_seconds=DRAIN_SECONDS)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Read the command line and the settings, and serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(
+        prog="python web/app.py", description="Serve the dashboard and the REST API."
+    )
+    parser.add_argument("--host", help="loopback address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8090; 0: any free port)")
+    parser.add_argument("--config", type=Path, help="settings file (default: config/agent_config.yaml)")
+    parser.add_argument("--router-url", help="where the mesh router is")
+    options = parser.parse_args(arguments)
+    given = {"host": options.host, "port": options.port}
+    overrides: dict[str, Any] = {"web": {key: value for key, value in given.items() if value is not None}}
+    if options.router_url is not None:
+        overrides["mesh"] = {"router_url": options.router_url}
+    try:
+        settings = load_settings(options.config, overrides=overrides)
+        require_loopback(settings.web.host)
+    except (SettingsError, InsecureBindError) as error:
+        parser.exit(EXIT_USAGE, f"{error}\n")
+    runtime_logging.configure(settings.logging, role="web")
+    process.run(lambda stopping: serve(settings, stopping))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Handlers for definitions and for the life of instances: list, create, upload, validate, start, control, status."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from orchestration import contracts
+from orchestration.contracts import Contract, DefinitionRecord
+from orchestration.definition.compile import normalize
+from orchestration.definition.errors import DefinitionError, Problem
+from orchestration.definition.parse import ParsedDefinition, format_of, parse_object, parse_text
+from web.server.bodies import check_value, read_file
+from web.server.problems import ProblemError, error_entry
+from web.server.table import Answer, Call, Model
+
+INSTANCE_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+_SUMMARY_FIELDS = ("description", "tags", "input_schema", "output_schema")
+
+
+class CreateBody(Model):
+    """A definition, as an object or as the text of a file."""
+
+    definition: dict[str, Any] | str
+    format: Literal["yaml", "json"] = "yaml"
+    overwrite: bool = False
+
+
+class ValidateBody(Model):
+    """A definition to check, as an object or as the text of a file."""
+
+    definition: dict[str, Any] | str
+    format: Literal["yaml", "json"] = "yaml"
+
+
+class StartBody(Model):
+    """Inputs of a start. `instance_id` names the instance and can be used once."""
+
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    instance_id: Annotated[str, Field(pattern=INSTANCE_ID)] | None = None
+
+
+class ControlBody(Model):
+    """Why; and for a pause, after how many seconds it ends by itself."""
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+    duration: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+
+
+class PageQuery(Model):
+    """A page of a list."""
+
+    limit: Annotated[int, Field(ge=1, le=500)] = 100
+    cursor: str = ""
+
+
+class UploadQuery(Model):
+    """How to store an uploaded definition."""
+
+    overwrite: bool = True
+
+
+async def list_workflows(call: Call) -> Answer:
+    """Answer the stored workflows, by id."""
+    request = contracts.DefinitionListRequest(limit=call.query.limit, after=call.query.cursor)
+    reply = await call.services.backend.ask(contracts.DEFINITION_LIST, request, contracts.DefinitionListReply)
+    items = [summary(record) for record in reply.definitions]
+    more = len(items) >= call.query.limit
+    return Answer(
+        {
+            "items": items,
+            "workflows": {item["id"]: item for item in items},
+            "next_cursor": items[-1]["id"] if more else None,
+        }
+    )
+
+
+async def get_workflow(call: Call) -> Answer:
+    """Answer one workflow's newest definition, its text as it was sent included."""
+    record = await call.services.instances.definition(workflow_id=call.path["workflow_id"])
+    return Answer(
+        {**summary(record), "definition": record.content, "source": record.source, "format": record.format}
+    )
+
+
+def summary(record: DefinitionRecord) -> dict[str, Any]:
+    """Return a workflow as lists show it."""
+    content = record.content
+    tasks = content.get("tasks") or []
+    return {
+        "id": record.workflow_id,
+        "name": record.name or record.workflow_id,
+        "version": record.version,
+        "hash": record.hash,
+        "created_at": record.created_at,
+        **{key: content[key] for key in _SUMMARY_FIELDS if content.get(key)},
+        "task_count": len(tasks),
+    }
+
+
+async def create_workflow(call: Call) -> Answer:
+    """Check and store a definition."""
+    body: CreateBody = call.body
+    parsed = await _checked(call, body.definition, body.format, "definition")
+    source, format_ = (body.definition, body.format) if isinstance(body.definition, str) else ("", "json")
+    return await _store(call, parsed, source=source, source_format=format_, overwrite=body.overwrite)
+
+
+async def upload_workflow(call: Call) -> Answer:
+    """Check and store a definition file, .yaml, .yml or .json."""
+    name, content = await read_file(call.request, call.services.settings.max_body_bytes)
+    if not name.lower().endswith((".yaml", ".yml", ".json")):
+        raise ProblemError(415, "unsupported_file", f"{name[:100]!r} is no .yaml, .yml or .json file")
+    parsed = await _checked(call, content, format_of(name), name[:100])
+    return await _store(
+        call,
+        parsed,
+        source=content.decode("utf-8").removeprefix("\ufeff"),
+        source_format=format_of(name),
+        overwrite=call.query.overwrite,
+    )
+
+
+async def _store(
+    call: Call,
+    parsed: ParsedDefinition,
+    *,
+    source: str,
+    source_format: Literal["yaml", "json"],
+    overwrite: bool,
+) -> Answer:
+    request = contracts.WorkflowCreateRequest(
+        definition=normalize(parsed.definition), overwrite=overwrite, source=source, format=source_format
+    )
+    reply = await call.services.backend.ask(
+        contracts.WORKFLOW_CREATE, request, contracts.WorkflowCreated, safe=overwrite
+    )
+    location = {"Location": f"/api/workflows/{reply.workflow_id}"}
+    warnings = [_problem(problem) for problem in parsed.warnings]
+    data = {
+        "workflow_id": reply.workflow_id,
+        "status": reply.status,
+        "version": reply.version or parsed.definition.version,
+        "warnings": warnings,
+    }
+    return Answer(data, status=201 if reply.status == "created" else 200, headers=location)
+
+
+async def validate_workflow(call: Call) -> Answer:
+    """Answer {valid, problems}: every finding with its pointer and, for texts, line and column. Nothing is stored."""
+    body: ValidateBody = call.body
+    try:
+        parsed = await _parsed(call, body.definition, body.format, "")
+    except DefinitionError as error:
+        return Answer({"valid": False, "problems": [_problem(problem) for problem in error.problems]})
+    plan_tasks = [task.id for task in parsed.definition.tasks]
+    return Answer(
+        {
+            "valid": True,
+            "problems": [_problem(problem) for problem in parsed.warnings],
+            "task_ids": plan_tasks,
+        }
+    )
+
+
+async def _checked(
+    call: Call, definition: object, source_format: Literal["yaml", "json"], name: str
+) -> ParsedDefinition:
+    """Return a definition without errors. Raises: ProblemError 422 with all of them."""
+    try:
+        return await _parsed(call, definition, source_format, name)
+    except DefinitionError as error:
+        first = error.problems[0]
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        raise ProblemError(
+            422,
+            "invalid_definition",
+            f"{first.describe(name)}{more}",
+            title="The definition cannot be used",
+            errors=[_problem(problem) for problem in error.problems],
+        ) from None
+
+
+async def _parsed(
+    call: Call, definition: object, source_format: Literal["yaml", "json"], name: str
+) -> ParsedDefinition:
+    """Parse beside the loop: a large text must not hold up everybody else."""
+    async with call.services.parsing:
+        if isinstance(definition, str | bytes):
+            return await asyncio.to_thread(parse_text, definition, source_format, name)
+        return await asyncio.to_thread(parse_object, definition, name)
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    entry = error_entry({"pointer": problem.path, "message": problem.message, "code": problem.code})
+    entry["severity"] = problem.severity
+    if problem.line is not None:
+        entry.update(line=problem.line, column=problem.column)
+    if problem.hint:
+        entry["hint"] = problem.hint
+    return entry
+
+
+async def start_workflow(call: Call) -> Answer:
+    """Start an instance; 201 with its id. An `instance_id` that was used before is a conflict."""
+    body: StartBody = call.body
+    check_value(body.inputs)
+    request = contracts.WorkflowStartRequest(
+        workflow_id=call.path["workflow_id"], inputs=body.inputs, instance_id=body.instance_id
+    )
+    named = body.instance_id is not None
+    reply = await call.services.backend.ask(
+        contracts.WORKFLOW_START, request, contracts.WorkflowStarted, safe=named
+    )
+    if not reply.created:
+        raise ProblemError(
+            409,
+            "instance_exists",
+            f"the instance {reply.instance_id!r} was started before",
+            title="The instance exists",
+            more={"instance_id": reply.instance_id, "current_state": reply.status},
+            headers={"Location": f"/api/instances/{reply.instance_id}"},
+        )
+    data = {
+        "instance_id": reply.instance_id,
+        "workflow_id": reply.workflow_id or call.path["workflow_id"],
+        "status": reply.status,
+    }
+    return Answer(data, status=201, headers={"Location": f"/api/instances/{reply.instance_id}"})
+
+
+async def workflow_status(call: Call) -> Answer:
+    """Answer the status document of an instance: {instance, tasks}."""
+    request = contracts.WorkflowStatusRequest(instance_id=call.path["instance_id"])
+    reply = await call.services.backend.ask(contracts.WORKFLOW_STATUS, request, contracts.WorkflowStatus)
+    return Answer({"instance": reply.instance, "tasks": reply.tasks})
+
+
+async def pause_workflow(call: Call) -> Answer:
+    """Dispatch no new task of an instance; running ones finish."""
+    return await _control(call, contracts.WORKFLOW_PAUSE)
+
+
+async def resume_workflow(call: Call) -> Answer:
+    """Go on with a paused instance."""
+    return await _control(call, contracts.WORKFLOW_RESUME)
+
+
+async def stop_workflow(call: Call) -> Answer:
+    """End an instance; what runs is cancelled, what is done is kept."""
+    return await _control(call, contracts.WORKFLOW_STOP)
+
+
+async def _control(call: Call, contract: Contract) -> Answer:
+    body: ControlBody = call.body
+    if body.duration is not None and contract is not contracts.WORKFLOW_PAUSE:
+        entry = {"pointer": "/duration", "detail": "only a pause has a duration", "code": "not_allowed"}
+        raise ProblemError(422, "invalid_body", "/duration: only a pause has a duration", errors=[entry])
+    request = contracts.WorkflowControlRequest(
+        instance_id=call.path["instance_id"], reason=body.reason, duration=body.duration
+    )
+    reply = await call.services.backend.ask(contract, request, contracts.WorkflowControlled)
+    data = {"instance_id": reply.instance_id, "status": reply.status, "accepted": reply.accepted}
+    return Answer(data, status=202, headers={"Location": f"/api/instances/{reply.instance_id}"})
