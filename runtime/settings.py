@@ -45,8 +45,6 @@ class MeshSettings(Section):
     """Host a router in this process when none answers at a loopback address."""
     api_key: str | None = None
     heartbeat_interval_seconds: Seconds = 30
-    connect_timeout_seconds: Seconds = 5
-    max_queued_requests: Count = 10_000
     max_frame_bytes: Bytes = 8 * 1024 * 1024
 
 
@@ -71,7 +69,6 @@ class WorkflowEngineSettings(AgentSection):
     load_workflows_on_start: bool = True
     question_timeout_seconds: Seconds = 5
     lease_seconds: Seconds = 15
-    poison_after_losses: Count = 3
 
 
 class HttpSettings(Section):
