@@ -88,7 +88,8 @@ def _check_type(entry: PlacedTask, findings: Findings) -> bool:
             f"the capability {quoted(task.capability)} drives the orchestrator itself and cannot be a task",
             (*path, "capability"),
         )
-    elif task.type in ENVELOPE_TYPES and task.capability is None and "task_type" not in task.parameters:
+        return False
+    if task.type in ENVELOPE_TYPES and task.capability is None and "task_type" not in task.parameters:
         findings.error(
             "no-work",
             f"task {quoted(task.id)} of type '{task.type}' does not say what to do",
@@ -121,7 +122,10 @@ def _check_graph(
 ) -> dict[str, list[str]]:
     """Check what waits for what; return for each fallback task the tasks that name it."""
     _check_dependencies(shape, placed, findings)
-    edges = {task_id: entry.task.depends_on for task_id, entry in by_id.items()}
+    edges = {
+        task_id: [name for name in entry.task.depends_on if name in by_id and name != task_id]
+        for task_id, entry in by_id.items()
+    }
     order = order_tasks(edges)
     for cycle in order.cycles:
         first = by_id[cycle[0]]
@@ -276,5 +280,5 @@ def _check_deadlocks(
                 findings.error(
                     "fallback-waits",
                     f"the fallback {quoted(task_id)} waits for {quoted(name)}, which waits for the failed task itself",
-                    (*by_id[task_id].path, "depends_on", edges[task_id].index(name)),
+                    (*by_id[task_id].path, "depends_on", by_id[task_id].task.depends_on.index(name)),
                 )

@@ -14,7 +14,7 @@ from orchestration.definition.errors import Path, Problem, pointer, quoted
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _PLAIN_TEXT = re.compile(r'[^"\\\x00-\x1f]*')
-_WORD = re.compile(r"[A-Za-z_+-][A-Za-z0-9_]*")
+_WORD = re.compile(r"[A-Za-z_-][A-Za-z0-9_]*")
 _HEX4 = re.compile(r"[0-9a-fA-F]{4}")
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _WORDS = {"true": True, "false": False, "null": None}

@@ -219,14 +219,17 @@ def _plain(text: str) -> str | int | float | bool | None:
 def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
+        lines = text.split("\n")
+        # What was never closed is noticed after the last line.
+        past_end = mark.line >= len(lines)
         said = " ".join(
             part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part
         )
         return Problem(
             code="yaml-syntax",
             message=f"not YAML: {said}",
-            line=mark.line + 1,
-            column=mark.column + 1,
+            line=len(lines) if past_end else mark.line + 1,
+            column=len(lines[-1]) + 1 if past_end else mark.column + 1,
             hint=_syntax_hint(said),
         )
     found = re.search(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text)
