@@ -4,8 +4,9 @@ A list is validated record by record. Every rule but `required` passes on an abs
 from the rules, never from the data.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -84,7 +85,7 @@ class _Rule:
     field: str
     message: str
     test: Callable[["_Subject"], Verdict]
-    failed_records: list[int] = field(default_factory=list)
+    failed_records: list[int] = dataclasses.field(default_factory=list)
     failed_count: int = 0
     first: str = ""
     error: str = ""
