@@ -248,6 +248,7 @@ class MeshClient:
         timeout_seconds: float = 30.0,
         patience_seconds: float = 0.0,
         resend: bool = False,
+        survive_loss: bool = True,
         priority: int = DEFAULT_PRIORITY,
         context: object = None,
         message_id: str | None = None,
@@ -266,6 +267,7 @@ class MeshClient:
             timeout_seconds=timeout_seconds,
             patience_seconds=patience_seconds,
             resend=resend,
+            survive_loss=survive_loss,
             priority=priority,
             context=context,
             message_id=message_id,
@@ -286,6 +288,7 @@ class MeshClient:
         timeout_seconds: float = 30.0,
         patience_seconds: float = 0.0,
         resend: bool = False,
+        survive_loss: bool = True,
         priority: int = DEFAULT_PRIORITY,
         context: object = None,
         message_id: str | None = None,
@@ -300,6 +303,7 @@ class MeshClient:
             timeout_seconds: How long one attempt may take.
             patience_seconds: How long to wait for an agent or a connection that is not there.
             resend: The request is idempotent: it survives broken connections and lost agents, with its message id.
+            survive_loss: False: the loss of the agent that has the request is told although `resend` is set.
             priority: 10 is the most urgent, 1 the least.
 
         Raises: AmpError as the other side sent it; AgentNotFound, CapabilityNotFound, AgentLost, Disconnected,
@@ -325,8 +329,12 @@ class MeshClient:
                 return _answer(reply, reply_type)
             except (AgentNotFound, CapabilityNotFound, AgentLost, Disconnected) as error:
                 left = patient_until - loop.time()
-                if left <= 0 or self._draining or not _may_retry(error, resend=resend):
+                lost = isinstance(error, AgentLost)
+                may_retry = _may_retry(error, resend=resend and (survive_loss or not lost))
+                if left <= 0 or self._draining or not may_retry:
                     raise
+                if lost:  # another agent may be there already, and if none is the router says so at once
+                    continue
                 if not await self._change(changes, left):
                     raise
 
@@ -472,7 +480,7 @@ class MeshClient:
                     "the connection to the router broke", {"reason": CONNECTION_LOST, "sent": True}
                 )
                 _fail(waiting.future, error)
-        if was_registered:
+        if was_registered and not self._draining:
             logger.warning("mesh_disconnected", extra={"agent_id": self.identity.id})
             self._call(self.on_disconnected)
 

@@ -196,6 +196,7 @@ class MeshPerformer:
                     patience_seconds=max(left, 0.0),
                     message_id=message_id,
                     resend=resend,
+                    survive_loss=False,
                 )
             except InsufficientResources as error:
                 wait = float(error.details.get("retry_after_ms", 0)) / 1000 or BUSY_RETRY_SECONDS
