@@ -157,7 +157,6 @@ _SEVERITY_ADVICE: Mapping[Severity, str] = {
 _FREQUENCY_ADVICE = "High error frequency: look for a common cause of the errors of this instance"
 
 _PATTERNS = tuple((pattern, re.compile(pattern.expression, re.IGNORECASE)) for pattern in PATTERNS)
-_TEXTS = ("workflow_instance_id", "workflow_id", "task_id", "agent_id")
 _SEPARATORS = re.compile(r"[^A-Z0-9]+")
 
 
@@ -200,18 +199,6 @@ def read_question(
     given = error.get("details")
     details: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     told = {key: details[key] for key in ("retryable", "retry_after_seconds") if key in details}
-    wish = context.get("on_error")
-    if wish is not None and not isinstance(wish, Mapping):
-        raise ValueError("context.on_error must be an object with action and fallback")
-    wish = wish or {"action": "auto"}
-    asked: dict[str, Any] = {
-        **{key: context[key] for key in _TEXTS if context.get(key)},
-        "at": at,
-        "attempt": context.get("attempt") or 0,
-        "wish": wish.get("action") or "fail",
-        "fallback": wish.get("fallback") or "",
-        "retries_granted": context.get("handler_retries") or 0,
-    }
     try:
         info = msgspec.convert({"message": "", "code": "", **told, **error, "details": details}, ErrorInfo)
     except msgspec.ValidationError as problem:
@@ -219,9 +206,48 @@ def read_question(
     if not info.code and not info.message:
         raise ValueError("error: neither code nor message is given")
     try:
-        return info, msgspec.convert(asked, FailureContext)
+        asked = msgspec.convert({key: value for key, value in context.items() if value is not None}, _Asked)
     except msgspec.ValidationError as problem:
         raise ValueError(f"context: {problem}") from None
+    return info, FailureContext(
+        at=at,
+        workflow_instance_id=asked.workflow_instance_id,
+        workflow_id=asked.workflow_id,
+        task_id=asked.task_id,
+        agent_id=asked.agent_id,
+        attempt=asked.attempt,
+        wish=_wish(asked.on_error.action),
+        fallback=asked.on_error.fallback,
+        retries_granted=asked.handler_retries,
+    )
+
+
+class _OnError(msgspec.Struct):
+    action: str = "fail"
+    fallback: str = ""
+
+
+class _Asked(msgspec.Struct):
+    """The context of a question as it comes over the wire; other keys do not matter here."""
+
+    workflow_instance_id: str = ""
+    workflow_id: str = ""
+    task_id: str = ""
+    agent_id: str = ""
+    attempt: int = 0
+    handler_retries: int = 0
+    on_error: _OnError = msgspec.field(default_factory=lambda: _OnError(action="auto"))
+
+
+def _wish(action: str) -> Literal["fail", "auto"] | RecoveryAction:
+    match action:
+        case "fail" | "auto":
+            return action
+    try:
+        return RecoveryAction(action)
+    except ValueError:
+        known = ", ".join(("fail", "auto", *RecoveryAction))
+        raise ValueError(f"context.on_error.action {action[:100]!r} is none of {known}") from None
 
 
 def severity_of(error: ErrorInfo, context: FailureContext, history: Sequence[PastError]) -> Severity:
