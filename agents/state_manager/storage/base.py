@@ -215,5 +215,5 @@ class Storage(Protocol):
         ...
 
     def scan_backup(self, source: Path) -> AsyncGenerator[StoredState]:
-        """Return the states in a copy. Raises BackupNotFound when the file is none."""
+        """Return the states in a copy, oldest change first. Raises BackupNotFound when the file is none."""
         ...

@@ -432,11 +432,11 @@ class MemoryStorage(_MemoryLog):
     async def back_up(self, target: Path) -> int:
         """Write the states to a new file; return its bytes."""
         self._check_open()
-        content = msgspec.json.encode(self._by_change())
+        content = msgspec.json.encode(self._by_change()[::-1])
         return await asyncio.to_thread(_write_new, target, content)
 
     async def scan_backup(self, source: Path) -> AsyncGenerator[StoredState]:
-        """Return the states in a copy. Raises BackupNotFound when the file is none."""
+        """Return the states in a copy, oldest change first. Raises BackupNotFound when the file is none."""
         self._check_open()
         try:
             content = await asyncio.to_thread(source.read_bytes)

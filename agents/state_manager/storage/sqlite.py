@@ -20,7 +20,7 @@ from agents.state_manager.writer import store_error
 
 _SCAN_BACKUP = """
 SELECT workflow_instance_id, state_data, version, created_at, updated_at
-FROM workflow_states ORDER BY workflow_instance_id"""
+FROM workflow_states ORDER BY updated_at, workflow_instance_id"""
 
 
 class SqliteStorage(LogTables, OwnershipTables, DefinitionTables, StateTables, ContextTables):
@@ -36,7 +36,7 @@ class SqliteStorage(LogTables, OwnershipTables, DefinitionTables, StateTables, C
         return await asyncio.to_thread(_copy, self.path, target)
 
     async def scan_backup(self, source: Path) -> AsyncGenerator[StoredState]:
-        """Return the states in a copy. Raises BackupNotFound when the file is none."""
+        """Return the states in a copy, oldest change first. Raises BackupNotFound when the file is none."""
         if not await asyncio.to_thread(source.is_file):
             raise BackupNotFound(f"there is no backup {source.name!r}")
         try:
