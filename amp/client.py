@@ -521,7 +521,7 @@ class MeshClient:
     # --- frames ---------------------------------------------------------------------------------------------
 
     def _receive(self, frame: bytes | str) -> None:
-        items, _ = decode(frame, max_depth=len(frame))
+        items, _ = decode(frame, max_depth=None)
         for item in items:
             if isinstance(item, Envelope):
                 self._handle(item.message)

@@ -68,9 +68,9 @@ def join_frames(frames: Sequence[bytes]) -> bytes:
     return frames[0] if len(frames) == 1 else b"[" + b",".join(frames) + b"]"
 
 
-def decode(data: str | bytes, *, max_depth: int = MAX_JSON_DEPTH) -> tuple[list[Item], bool]:
+def decode(data: str | bytes, *, max_depth: int | None = MAX_JSON_DEPTH) -> tuple[list[Item], bool]:
     """Return what a frame carries, in order, and whether it was a batch. Bad parts become a `Refusal` each."""
-    if exceeds_depth(data, max_depth):
+    if max_depth is not None and exceeds_depth(data, max_depth):
         return [Refusal(InvalidSchema(f"the frame is nested deeper than {max_depth} levels"))], False
     try:
         frame = _FRAME.decode(data)

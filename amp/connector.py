@@ -12,7 +12,7 @@ from random import Random
 import msgspec
 
 from amp.link import Link
-from amp.transports.base import ConnectFailed, ConnectionClosed, Transport
+from amp.transports.base import ConnectFailed, ConnectionClosed, DirectConnection, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,11 @@ class Connector:
         self.link = link
         try:
             self._on_open(link)
+            connection = link.connection
+            if isinstance(connection, DirectConnection):
+                await connection.listen(self._on_frame)
             while True:
-                self._on_frame(await link.connection.receive())
+                self._on_frame(await connection.receive())
         except ConnectionClosed as reason:
             logger.debug("mesh_connection_closed", extra={"reason": str(reason)})
         finally:

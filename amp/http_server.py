@@ -7,6 +7,7 @@ refused, and on loopback so is every Host that is not this machine. Any other ad
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,12 @@ SHUTDOWN_TIMEOUT_SECONDS = 2.0
 BACKLOG = 512
 WRITE_LIMIT_BYTES = 256 * 1024
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_FINAL_TEXT = 0x81
+_HEADER_SHORT = struct.Struct("!BB").pack
+_HEADER_MEDIUM = struct.Struct("!BBH").pack
+_HEADER_LONG = struct.Struct("!BBQ").pack
+MAX_REASON_BYTES = 120
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -146,7 +153,10 @@ class HttpServer:
         if self._router.connections >= self._router.limits.max_connections:
             raise AmpError("INSUFFICIENT_RESOURCES", "too many connections", {"retry_after_ms": 1000})
         await socket_response.prepare(request)
-        link = Link(_ServerSocket(socket_response))
+        transport = request.transport
+        if transport is None:
+            return socket_response
+        link = Link(_ServerSocket(socket_response, transport))
         member = self._router.admit(link, "websocket", pinned_agent_id=request["agent_id"])
         await self._router.read(member, link)
         return socket_response
@@ -166,10 +176,30 @@ class HttpServer:
 
 
 class _ServerSocket:
-    """The router's end of a WebSocket."""
+    """The router's end of a WebSocket.
 
-    def __init__(self, response: web.WebSocketResponse) -> None:
+    It writes whole unmasked text frames (RFC 6455, 5.2) straight to the transport while that keeps up; frames of the
+    library itself are whole too, so the two never mix. A peer that does not read is left to the library's flow control.
+    """
+
+    def __init__(self, response: web.WebSocketResponse, transport: asyncio.Transport) -> None:
         self._response = response
+        self._transport = transport
+        self._ended = False
+
+    def write(self, frame: bytes) -> bool:
+        transport = self._transport
+        if self._ended or transport.is_closing() or transport.get_write_buffer_size() > WRITE_LIMIT_BYTES:
+            return False
+        length = len(frame)
+        if length < 126:
+            transport.write(_HEADER_SHORT(_FINAL_TEXT, length) + frame)
+        elif length < 65536:
+            transport.write(_HEADER_MEDIUM(_FINAL_TEXT, 126, length) + frame)
+        else:
+            transport.write(_HEADER_LONG(_FINAL_TEXT, 127, length))
+            transport.write(frame)
+        return True
 
     async def send(self, frame: bytes) -> None:
         try:
@@ -184,10 +214,16 @@ class _ServerSocket:
             return text
         if message.type is WSMsgType.BINARY:
             raise NotText
+        self._ended = True
         raise ConnectionClosed("the client closed the connection", code=self._response.close_code or 1006)
 
+    async def listen(self, on_frame: Callable[[bytes | str], None]) -> None:
+        while True:
+            on_frame(await self.receive())
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        await self._response.close(code=code, message=reason.encode()[:120])
+        self._ended = True
+        await self._response.close(code=code, message=reason.encode()[:MAX_REASON_BYTES])
 
 
 STATUS_BY_CODE = {

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Protocol
 
 from amp.codec import join_frames
-from amp.transports.base import Connection, ConnectionClosed
+from amp.transports.base import Connection, ConnectionClosed, DirectConnection
 
 MAX_OUTBOX_FRAMES = 20_000
 MAX_OUTBOX_BYTES = 64 * 1024 * 1024
@@ -36,8 +36,10 @@ class Outbox(Protocol):
 
 
 class Link:
-    """A connection that is written by one task, from a bounded queue.
+    """A connection that is written in order, from a bounded queue.
 
+    Frames leave at the end of the loop's current round, so that what is ready then can leave together. When the peer
+    does not keep up, the task that runs `write` waits for it and the queue grows to its bound.
     `batching` may be set once the peer has agreed to arrays of envelopes.
     """
 
@@ -51,10 +53,13 @@ class Link:
         self.connection = connection
         self.batching = False
         self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._direct = connection.write if isinstance(connection, DirectConnection) else None
         self._max_frames = max_frames
         self._max_bytes = max_bytes
         self._frames: deque[bytes] = deque()
         self._bytes = 0
+        self._scheduled = False
         self._wake: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._writing = False
@@ -73,9 +78,9 @@ class Link:
             return False
         self._frames.append(frame)
         self._bytes += len(frame)
-        wake = self._wake
-        if wake is not None and not wake.done():
-            wake.set_result(None)
+        if not self._scheduled and not self._writing:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_soon)
         return True
 
     @property
@@ -83,25 +88,45 @@ class Link:
         """How many frames wait to be sent."""
         return len(self._frames)
 
+    def _flush_soon(self) -> None:
+        """Write what is queued at once as far as the peer takes it, and leave the rest to the writing task."""
+        self._scheduled = False
+        if self._writing:
+            return
+        direct = self._direct
+        while direct is not None and self._frames:
+            frame = self._take()
+            if not direct(frame):
+                self._frames.appendleft(frame)
+                self._bytes += len(frame)
+                break
+        if self._frames:
+            self._awake()
+        else:
+            self._settle()
+
+    def _awake(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
     async def write(self) -> None:
-        """Send what is queued until the connection ends. The owner runs this as a task."""
-        loop = asyncio.get_running_loop()
+        """Send what could not be written at once, until the connection ends. The owner runs this as a task."""
         try:
-            while True:
-                if not self._frames:
-                    self._settle()
-                    if self.closed:
-                        return
-                    self._wake = loop.create_future()
+            while not (self.closed and not self._frames):
+                if not self._frames or self._scheduled:
+                    self._wake = self._loop.create_future()
                     await self._wake
                     self._wake = None
                     continue
                 self._writing = True
-                await self.connection.send(self._take())
+                while self._frames:
+                    await self.connection.send(self._take())
                 self._writing = False
+                self._settle()
         except ConnectionClosed:
             self.closed = True
         finally:
+            self._writing = False
             self._settle()
 
     def _take(self) -> bytes:
@@ -124,7 +149,7 @@ class Link:
 
     async def flush(self, timeout_seconds: float) -> None:
         """Wait until everything queued has been handed to the connection, at most `timeout_seconds`."""
-        if self.closed or not (self._frames or self._writing):
+        if not (self._frames or self._writing):
             return
         self._drained = asyncio.get_running_loop().create_future()
         await asyncio.wait((self._drained,), timeout=timeout_seconds)
@@ -132,8 +157,7 @@ class Link:
     def end(self) -> None:
         """Take no more frames, and let the writer finish once the queue is empty."""
         self.closed = True
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._awake()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""

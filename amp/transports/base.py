@@ -1,6 +1,7 @@
 """The seam between the client and the way its frames travel. It only declares."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 
 class ConnectionClosed(Exception):
@@ -36,6 +37,19 @@ class Connection(Protocol):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close. Works twice."""
+        ...
+
+
+@runtime_checkable
+class DirectConnection(Connection, Protocol):
+    """A connection that also works without a task in between: the shorter way for real sockets."""
+
+    def write(self, frame: bytes) -> bool:
+        """Write one frame at once. Return False, with nothing written, when the peer does not keep up or is gone."""
+        ...
+
+    async def listen(self, on_frame: Callable[[bytes | str], None]) -> None:
+        """Call `on_frame` with each frame as it arrives. Raises ConnectionClosed at the end."""
         ...
 
 

@@ -1,11 +1,15 @@
 """A WebSocket to a router, by the `websockets` library: one JSON text a frame, no compression."""
 
 import contextlib
+import os
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+from websockets.frames import apply_mask  # type: ignore[attr-defined]
+from websockets.protocol import State
 
 from amp.errors import LocalProtocolError
 from amp.transports.base import ConnectFailed, Connection, ConnectionClosed
@@ -17,6 +21,8 @@ PING_INTERVAL_SECONDS = 10.0
 PING_TIMEOUT_SECONDS = 10.0
 MAX_READ_AHEAD_FRAMES = 64
 WRITE_BUFFER_BYTES = 1024 * 1024
+_FINAL_TEXT = 0x81
+_MASKED = 0x80
 REFUSED_STATUSES = (401, 403)
 
 
@@ -42,21 +48,23 @@ class WebSocketTransport:
     async def connect(self) -> Connection:
         """Return a new connection. Raises ConnectFailed; it is permanent when the router refuses the key."""
         try:
-            return _WebSocketConnection(
-                await connect(
-                    self.url,
-                    compression=None,
-                    additional_headers=self._headers,
-                    proxy=None,
-                    open_timeout=self._connect_timeout_seconds,
-                    close_timeout=CLOSE_TIMEOUT_SECONDS,
-                    ping_interval=PING_INTERVAL_SECONDS,
-                    ping_timeout=PING_TIMEOUT_SECONDS,
-                    max_size=2 * self._max_frame_bytes,
-                    max_queue=MAX_READ_AHEAD_FRAMES,
-                    write_limit=WRITE_BUFFER_BYTES,
-                )
+            socket = await connect(
+                self.url,
+                create_connection=_DirectConnection,
+                compression=None,
+                additional_headers=self._headers,
+                proxy=None,
+                open_timeout=self._connect_timeout_seconds,
+                close_timeout=CLOSE_TIMEOUT_SECONDS,
+                ping_interval=PING_INTERVAL_SECONDS,
+                ping_timeout=PING_TIMEOUT_SECONDS,
+                max_size=2 * self._max_frame_bytes,
+                max_queue=MAX_READ_AHEAD_FRAMES,
+                write_limit=WRITE_BUFFER_BYTES,
             )
+            assert isinstance(socket, _DirectConnection)
+            socket.max_frame_bytes = 2 * self._max_frame_bytes
+            return _WebSocketConnection(socket)
         except InvalidStatus as error:
             status = error.response.status_code
             raise ConnectFailed(
@@ -68,9 +76,93 @@ class WebSocketTransport:
             raise ConnectFailed(f"{self.url}: {type(error).__name__}: {error}") from error
 
 
+class _DirectConnection(ClientConnection):
+    """A client connection that hands whole text frames to a callback the moment they arrive.
+
+    Only the commonest frame, an unmasked final text frame, is read and written here (RFC 6455, 5.2). Everything else
+    (handshake, control frames, fragments, frames that are too large) goes the library's way, frame by frame, so that
+    its parser always stands between two frames.
+    """
+
+    on_text: Callable[[bytes | str], None] | None = None
+    max_frame_bytes = 2 * DEFAULT_MAX_FRAME_BYTES
+    _partial = bytearray()
+    _needed = 0
+
+    def start_direct(self, on_text: Callable[[bytes | str], None]) -> None:
+        """Deliver to `on_text` from now on, unless the library's parser has begun a frame."""
+        if not self.protocol.reader.buffer:
+            self._partial = bytearray()
+            self.on_text = on_text
+
+    def data_received(self, data: bytes) -> None:
+        """Deliver the whole text frames in what has arrived; keep the rest."""
+        if self.on_text is None:
+            super().data_received(data)
+            return
+        partial = self._partial
+        if partial:
+            partial += data
+            if len(partial) < self._needed:
+                return
+            data, self._partial = bytes(partial), bytearray()
+        start, end = 0, len(data)
+        while start < end:
+            head, length = _frame_size(data, start, end)
+            stop = start + head + length
+            if length > self.max_frame_bytes:
+                self.on_text = None
+                super().data_received(data[start:])
+                return
+            if not head or stop > end:
+                self._partial = bytearray(data[start:])
+                self._needed = head + length
+                return
+            if data[start] == _FINAL_TEXT and not data[start + 1] & _MASKED and self.on_text is not None:
+                self.on_text(data[start + head : stop])
+            else:
+                super().data_received(data[start:stop])
+            start = stop
+
+    def write_text(self, frame: bytes) -> bool:
+        """Write a masked final text frame. Return False when the peer does not keep up or the connection is closing."""
+        if self.paused or self.protocol.state is not State.OPEN or self.transport.is_closing():
+            return False
+        length = len(frame)
+        mask = os.urandom(4)
+        if length < 126:
+            head = bytes((_FINAL_TEXT, _MASKED | length))
+        elif length < 65536:
+            head = bytes((_FINAL_TEXT, _MASKED | 126)) + length.to_bytes(2, "big")
+        else:
+            head = bytes((_FINAL_TEXT, _MASKED | 127)) + length.to_bytes(8, "big")
+        self.transport.write(head + mask + apply_mask(frame, mask))
+        return True
+
+
+def _frame_size(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """Return the bytes of head and payload of the frame at `start`; a head of 0 means that it has not all arrived."""
+    if end - start < 2:
+        return 0, 0
+    length = data[start + 1] & 0x7F
+    head = 2
+    if length == 126:
+        head = 4
+        length = int.from_bytes(data[start + 2 : start + 4], "big")
+    elif length == 127:
+        head = 10
+        length = int.from_bytes(data[start + 2 : start + 10], "big")
+    if data[start + 1] & _MASKED:
+        head += 4
+    return (head, length) if end - start >= head else (0, 0)
+
+
 class _WebSocketConnection:
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: _DirectConnection) -> None:
         self._socket = socket
+
+    def write(self, frame: bytes) -> bool:
+        return self._socket.write_text(frame)
 
     async def send(self, frame: bytes) -> None:
         try:
@@ -83,6 +175,16 @@ class _WebSocketConnection:
             return await self._socket.recv(decode=False)
         except WebSocketClosed as error:
             raise _closed(error) from None
+
+    async def listen(self, on_frame: Callable[[bytes | str], None]) -> None:
+        self._socket.start_direct(on_frame)
+        try:
+            while True:
+                on_frame(await self._socket.recv(decode=False))
+        except WebSocketClosed as error:
+            raise _closed(error) from None
+        finally:
+            self._socket.on_text = None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         with contextlib.suppress(WebSocketException, OSError):
