@@ -95,6 +95,26 @@ def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[Validatio
         yield ValidationError("does not match the pattern")
 
 
+def _properties(
+    validator: Any, properties: dict[str, Any], instance: Any, _: Any
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    for name, subschema in properties.items():
+        if name not in instance:
+            continue
+        if subschema is False:
+            yield _unexpected(name)
+        else:
+            yield from validator.descend(instance[name], subschema, path=name, schema_path=name)
+
+
+def _unexpected(name: str) -> ValidationError:
+    error = ValidationError("is not expected here")
+    error.path.append(name)
+    return error
+
+
 def _pattern_properties(
     validator: Any, patterns: dict[str, Any], instance: Any, _: Any
 ) -> Iterator[ValidationError]:
@@ -116,9 +136,7 @@ def _additional_properties(
         if name in known or any(_matches(pattern, name) for pattern in patterns):
             continue
         if rule is False:
-            error = ValidationError("is not expected here")
-            error.path.append(name)
-            yield error
+            yield _unexpected(name)
         else:
             yield from validator.descend(inner, rule, path=name)
 
@@ -158,6 +176,7 @@ def _with_plain_numbers(value: Any) -> Any:
 
 
 _OWN_KEYWORDS: dict[str, Keyword] = {
+    "properties": _properties,
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
@@ -271,7 +290,7 @@ def _message(keyword: str, error: Any) -> str:
             return f"must be a valid {rule}"
         case "uniqueItems":
             return "must not repeat an item"
-        case "additionalProperties":
+        case "additionalProperties" | "properties":
             return "is not expected here"
         case "anyOf":
             return f"matches none of the {len(rule)} allowed forms"
