@@ -48,22 +48,29 @@ class Server:
         """The address of the live channel."""
         return "ws" + self.url.removeprefix("http") + "/api/ws"
 
-    async def get(self, *path: str) -> Any:
+    async def get(self, *path: str, **query: str | int) -> Any:
         """Return what the API answers to a GET."""
-        return await self._request("GET", path)
+        return await self._request("GET", path, query=query)
 
     async def post(self, *path: str, body: object) -> Any:
         """Return what the API answers to a POST."""
-        return await self._request("POST", path, body)
+        return await self._request("POST", path, body=body)
 
     async def close(self) -> None:
         """Let go of the connections."""
         await self._client.aclose()
 
-    async def _request(self, method: str, path: tuple[str, ...], body: object = None) -> Any:
+    async def _request(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: object = None,
+    ) -> Any:
         url = "/".join((self.url, *(quote(part, safe="") for part in path)))
         try:
-            response = await self._client.request(method, url, json=body)
+            response = await self._client.request(method, url, params=query, json=body)
         except httpx.TimeoutException:
             raise CommandError(f"{self.url} did not answer in time", ExitCode.UNREACHABLE) from None
         except httpx.HTTPError as error:

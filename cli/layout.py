@@ -82,7 +82,10 @@ def plan_mesh(
     children = [
         ChildSpec(
             name="router",
-            command=(sys.executable, "-m", "amp.router", "--host", host, "--port", str(port)),
+            command=(
+                *(sys.executable, "-m", "amp.router", "--host", host, "--port", str(port)),
+                *("--max-frame-bytes", str(settings.mesh.max_frame_bytes)),
+            ),
             environment=shared,
             health_url=f"http://{_in_url(host)}:{port}/health",
             stage=ROUTER_START,
@@ -191,6 +194,8 @@ def _environment(settings: Settings, options: MeshOptions) -> dict[str, str]:
     for role in ROLES.values():
         section: AgentSection = getattr(settings, role.section)
         values[f"AMP_{role.section.upper()}__PORT"] = str(section.port)
+    if settings.mesh.api_key is not None:
+        values["AMP_MESH__API_KEY"] = settings.mesh.api_key
     if options.config is not None:
         values["AMP_CONFIG"] = str(options.config.resolve())
     return values

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
+from websockets.typing import Origin, Subprotocol
 
 from cli.errors import CommandError, ExitCode
 from cli.http import Server
@@ -19,7 +20,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
 MAX_RETRIES = 20
-TERMINAL = frozenset(ENDS.values())
+PAGE_EVENTS = 500
 
 
 class RemoteRunner:
@@ -67,43 +68,64 @@ async def watch(server: Server, workflow_id: str, instance_id: str, progress: Pr
 
 
 async def _events(server: Server, instance_id: str) -> AsyncIterator[dict[str, Any]]:
-    """Yield the instance's events up to the one that ends it, through interruptions.
+    """Yield the instance's events from the first up to the one that ends it, through interruptions.
 
     Raises: CommandError (unreachable) after many failures in a row.
     """
     seq, failures = 0, 0
     while True:
+        reason: Exception | str = "the connection was closed"
         try:
-            async for frame in _frames(server, instance_id, seq):
-                failures = 0
-                for event in _events_of(frame):
-                    seq = max(seq, int(event.get("seq", seq)))
-                    yield event
-                    if event["type"] in ENDS:
-                        return
-                if _is_over(frame):
+            async for event in _past_and_present(server, instance_id, seq):
+                failures, seq = 0, int(event["seq"])
+                yield event
+                if event["type"] in ENDS:
                     return
         except (OSError, WebSocketException, TimeoutError) as error:
-            failures += 1
-            if failures > MAX_RETRIES:
-                raise CommandError(
-                    f"{server.url} cannot be reached ({error}); instance {instance_id} goes on without us",
-                    ExitCode.UNREACHABLE,
-                ) from None
-            await asyncio.sleep(min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0**failures))
+            reason = error
+        except CommandError as error:
+            if error.exit_code != ExitCode.UNREACHABLE:
+                raise
+            reason = error
+        failures += 1
+        if failures > MAX_RETRIES:
+            raise CommandError(
+                f"{server.url} is lost ({reason}); instance {instance_id} goes on without us",
+                ExitCode.UNREACHABLE,
+            )
+        await asyncio.sleep(min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0**failures))
+
+
+async def _past_and_present(server: Server, instance_id: str, seq: int) -> AsyncIterator[dict[str, Any]]:
+    """Yield the events after `seq`: first those that happened, a page at a time, then those that happen."""
+    while True:
+        page = await server.get("api", "instances", instance_id, "events", after_seq=seq, limit=PAGE_EVENTS)
+        for event in page["items"]:
+            seq = int(event["seq"])
+            yield event
+        if page["end"] or not page["items"]:
+            break
+    async for frame in _frames(server, instance_id, seq):
+        for event in _events_of(frame):
+            if int(event["seq"]) > seq:
+                seq = int(event["seq"])
+                yield event
+        if frame.get("op") == "snapshot" and int(frame["data"]["seq"]) > seq:
+            return  # too far behind for the live channel: the pages have what is missing
 
 
 async def _frames(server: Server, instance_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+    """Yield the frames of the live channel about an instance until the server ends it."""
     parts = urlsplit(server.url)
     async with connect(
         server.websocket_url,
-        origin=f"{parts.scheme}://{parts.netloc}",  # type: ignore[arg-type]
-        subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+        origin=Origin(f"{parts.scheme}://{parts.netloc}"),
+        subprotocols=[Subprotocol(SUBPROTOCOL)],
         max_size=MAX_FRAME_BYTES,
         proxy=None,
     ) as socket:
-        subscription: dict[str, Any] = {"op": "sub", "id": 1, "topic": f"instance:{instance_id}"}
-        await socket.send(json.dumps({**subscription, **({"after": after} if after else {})}))
+        topic = f"instance:{instance_id}"
+        await socket.send(json.dumps({"op": "sub", "id": 1, "topic": topic, "after": after}))
         async for text in socket:
             frame = json.loads(text)
             match frame.get("op"):
@@ -121,10 +143,3 @@ async def _frames(server: Server, instance_id: str, after: int) -> AsyncIterator
 
 def _events_of(frame: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(frame.get("events", ())) if frame.get("op") == "events" else []
-
-
-def _is_over(frame: Mapping[str, Any]) -> bool:
-    """Return whether a snapshot shows an instance that has ended."""
-    if frame.get("op") != "snapshot":
-        return False
-    return str(frame["data"]["instance"]["status"]) in TERMINAL
