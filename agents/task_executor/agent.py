@@ -18,9 +18,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
 from agents.task_executor.attempts import Attempts, Ending
-from agents.task_executor.compute import Compute
+from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
-from agents.task_executor.errors import TaskCancelled
+from agents.task_executor.errors import Overloaded, TaskCancelled
 from agents.task_executor.execution import Execution, Work, as_amp_error
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.registry import Services, task_handlers
@@ -36,6 +36,12 @@ from runtime.settings import AgentSection, Settings, TaskExecutorSettings
 ABANDONED_PATIENCE_SECONDS = 300.0
 """How long a result that nobody waits for looks for the state manager."""
 MAX_CANCELLED_TOKENS = 10_000
+MAX_TOKEN_CHARACTERS = 512
+DISK_THREADS = 4
+OVERCOMMIT = 4
+"""Attempts whose requester gave up may run on beside new ones, up to `max_concurrent_tasks` times this in all."""
+HANDOVER_SECONDS = 5.0
+"""How long a stopping executor waits for attempts that nobody else waits for."""
 PROGRESS_SECONDS = 1.0
 """At most one progress message a task in this time."""
 
@@ -61,6 +67,8 @@ class TaskExecutor(Agent):
             http=HttpClient(self._section.http, own_ports=own_ports(settings)),
             files=files,
             compute=Compute(),
+            disk=Compute(DISK_THREADS),
+            foreign=ForeignCode(self._section.max_concurrent_tasks * OVERCOMMIT),
             custom=self._custom,
             subprocess=self._section.subprocess,
         )
@@ -109,7 +117,7 @@ class TaskExecutor(Agent):
 
     async def on_start(self) -> None:
         """Make the files root ready."""
-        await self._services.compute.run(partial(self._services.files.prepare, self.clock.now().timestamp()))
+        await self._services.disk.run(partial(self._services.files.prepare, self.clock.now().timestamp()))
 
     async def on_ready(self) -> None:
         """Watch for engines that go away, and for our own way to them breaking."""
@@ -117,14 +125,21 @@ class TaskExecutor(Agent):
         self.mesh.on_disconnected.append(self._on_disconnected)
 
     async def on_stop(self) -> None:
-        """Hand over what nobody waits for, within the drain time."""
-        if self._deliveries:
-            await asyncio.wait(self._deliveries, timeout=self._section.drain_timeout_seconds)
+        """Hand over what nobody waits for, while the mesh is still there. What somebody waits for is drained later."""
+        deadline = asyncio.get_running_loop().time() + min(
+            HANDOVER_SECONDS, self._section.drain_timeout_seconds
+        )
+        abandoned = [run.work for run in self._attempts.running.values() if run.abandoned]
+        for waited in (abandoned, self._deliveries):
+            left = deadline - asyncio.get_running_loop().time()
+            if waited and left > 0:
+                await asyncio.wait(list(waited), timeout=left)
 
     async def on_stopped(self) -> None:
         """Close connections and threads."""
         await self._services.http.close()
         self._services.compute.close()
+        self._services.disk.close()
 
     def health(self) -> dict[str, Any]:
         """Return what runs and what can run."""
@@ -154,6 +169,7 @@ class TaskExecutor(Agent):
             return await self._measured(capability, perform(work))
         ending = self._attempts.known_ending(attempt.token, self.clock.monotonic())
         if ending is None:
+            self._refuse_overload(attempt.token)
             run = self._attempts.begin(
                 attempt.token,
                 attempt.engine_id,
@@ -169,6 +185,13 @@ class TaskExecutor(Agent):
         if isinstance(ending, AmpError):
             raise AmpError(ending.code, ending.message, ending.details, severity=ending.severity)
         return ending
+
+    def _refuse_overload(self, token: str) -> None:
+        running = self._attempts.running
+        if token not in running and len(running) >= self._section.max_concurrent_tasks * OVERCOMMIT:
+            raise Overloaded(
+                f"{len(running)} attempts are under way here", details={"retry_after_seconds": 1.0}
+            )
 
     async def _attempt(
         self, capability: str, task_type: str | None, parameters: Mapping[str, Any], attempt: Attempt
@@ -345,9 +368,14 @@ def attempt_of(incoming: Incoming) -> Attempt | None:
     try:
         if _PROBE.decode(raw).token is msgspec.UNSET:
             return None
-        return _ATTEMPT.decode(raw)
+        attempt = _ATTEMPT.decode(raw)
     except msgspec.DecodeError as error:
         raise InvalidParameters(f"context: not an attempt: {error}", retryable=False) from None
+    if len(attempt.token) > MAX_TOKEN_CHARACTERS:
+        raise InvalidParameters(
+            f"context: a token has at most {MAX_TOKEN_CHARACTERS} characters", retryable=False
+        )
+    return attempt
 
 
 def own_ports(settings: Settings) -> Iterator[int]:

@@ -1,13 +1,18 @@
-"""Where bounded computation runs: small work at once, large work on a few threads, so that the loop stays awake.
+"""Where work that would hold up the loop runs: bounded work on a few shared threads, foreign code on its own.
 
-The work that comes here is bounded by the data engine's own limits; a thread cannot be killed and need not be.
+Work for `Compute` is bounded by the data engine's limits or by the size of a file; its threads need not be killed.
+Operators' functions are bounded by nothing: each gets a thread that hinders neither other work nor the process's end.
 """
 
 import asyncio
+import contextlib
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+from agents.task_executor.errors import Overloaded
 
 T = TypeVar("T")
 
@@ -19,7 +24,7 @@ _LOOP = re.compile(r"\bfor\b|\brange\b")
 
 
 class Compute:
-    """A few threads for computation and blocking file work. `close` ends them."""
+    """A few threads for bounded work. `close` ends them."""
 
     def __init__(self, threads: int = MAX_THREADS) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="task-work")
@@ -33,6 +38,51 @@ class Compute:
     def close(self) -> None:
         """Let the threads finish what they do and end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class ForeignCode:
+    """Runs functions that may never return, each on a thread of its own, at most `limit` at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.running = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns. Cancelling stops the waiting; the thread counts until it ends by itself.
+
+        Raises: Overloaded when `limit` threads are taken.
+        """
+        if self.running >= self._limit:
+            raise Overloaded(f"{self._limit} custom functions are still running on this executor")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self.running += 1
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            self.running -= 1
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(cast(T, result))
+
+        def perform() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as raised:  # boundary: foreign code; the waiting side raises it
+                error = (
+                    raised
+                    if isinstance(raised, Exception)
+                    else RuntimeError(f"raised {type(raised).__name__}")
+                )
+            with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits
+                loop.call_soon_threadsafe(settle, result, error)
+
+        threading.Thread(target=perform, name="foreign-code", daemon=True).start()
+        return await done
 
 
 def is_small(*values: Any, limit: int = SMALL_NODES) -> bool:

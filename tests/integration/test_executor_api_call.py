@@ -407,3 +407,17 @@ async def test_too_many_redirects_fail_for_good() -> None:
         with pytest.raises(TaskFailed):
             await call(url=server.url())
     assert len(server.requests) == 6
+
+
+async def test_poll_outlives_failures_that_pass() -> None:
+    bodies = [{"status": "pending"}, 503, 503, {"status": "pending"}, 500, {"status": "done"}]
+    async with serving(sequence(*bodies)) as server, calling() as call:
+        outcome = await call(url=server.url(), polling_interval=2, max_wait_time=60, retry_count=2, attempt=ATTEMPT)
+    assert outcome.primary == {"status": "done"}
+    async with serving(sequence({"status": "pending"}, 503)) as server, calling() as call:
+        with pytest.raises(TaskError, match="503"):
+            await call(url=server.url(), polling_interval=2, max_wait_time=60, retry_count=2, attempt=ATTEMPT)
+    assert len(server.requests) == 4
+    async with serving(sequence({"status": "pending"}, 404)) as server, calling() as call:
+        with pytest.raises(NotFound):
+            await call(url=server.url(), polling_interval=2, max_wait_time=60, attempt=ATTEMPT)

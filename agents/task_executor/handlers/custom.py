@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from agents.task_executor.compute import Compute
+from agents.task_executor.compute import ForeignCode
 from agents.task_executor.custom_handlers import CustomHandler, CustomHandlers, closest
 from agents.task_executor.errors import NotFound, TaskFailed
 from agents.task_executor.handlers.base import Outcome, TaskContext
@@ -28,9 +28,9 @@ class Custom:
 
     request_type = CustomTaskRequest
 
-    def __init__(self, handlers: CustomHandlers, compute: Compute) -> None:
+    def __init__(self, handlers: CustomHandlers, foreign: ForeignCode) -> None:
         self._handlers = handlers
-        self._compute = compute
+        self._foreign = foreign
 
     async def run(self, request: CustomTaskRequest, context: TaskContext) -> Outcome:
         """Return what the handler returned; outputs are its dict, or {result} when it is something else."""
@@ -66,7 +66,7 @@ class Custom:
     ) -> Any:
         if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
             return await handler(parameters, about)
-        result = await self._compute.run(lambda: handler(parameters, about))
+        result = await self._foreign.run(lambda: handler(parameters, about))
         return await result if inspect.isawaitable(result) else result
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agents.task_executor import formats
-from agents.task_executor.compute import Compute, has_loops, is_small
+from agents.task_executor.compute import Compute, ForeignCode, has_loops, is_small
 from agents.task_executor.custom_handlers import CustomHandlers
 from agents.task_executor.errors import InvalidInput
 from agents.task_executor.handlers.base import Outcome, TaskContext
@@ -23,19 +23,24 @@ class DataTransform:
 
     request_type = DataTransformRequest
 
-    def __init__(self, compute: Compute, custom: CustomHandlers) -> None:
+    def __init__(self, compute: Compute, custom: CustomHandlers, foreign: ForeignCode) -> None:
         self._compute = compute
         self._custom = custom
+        self._foreign = foreign
 
     async def run(self, request: DataTransformRequest, context: TaskContext) -> Outcome:
         """Return the final data; in another format than json it becomes text. Primary is the data."""
         if request.output_format not in OUTPUT_FORMATS:
             raise InvalidInput(f"output_format: must be one of {', '.join(OUTPUT_FORMATS)}")
         started = asyncio.get_running_loop().time()
-        small = is_small(request.input_data, request.transformations) and not (
-            has_loops(request.transformations) or self._uses_custom(request)
-        )
-        data, applied = await self._compute.run(self._work(request, context), small=small)
+        work = self._work(request, context)
+        if self._uses_custom(request):
+            data, applied = await self._foreign.run(work)
+        else:
+            small = is_small(request.input_data, request.transformations) and not has_loops(
+                request.transformations
+            )
+            data, applied = await self._compute.run(work, small=small)
         reply = DataTransformReply(
             transformed_data=data,
             applied_transformations=applied,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agents.task_executor.compute import Compute
+from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.api_call import ApiCall
@@ -24,6 +24,8 @@ class Services:
     http: HttpClient
     files: FileRoot
     compute: Compute
+    disk: Compute
+    foreign: ForeignCode
     custom: CustomHandlers
     subprocess: SubprocessSettings
 
@@ -32,9 +34,9 @@ def task_handlers(services: Services) -> Mapping[str, TaskHandler]:
     """Return the handler of every task type, by the word used in `type` and `task_type`."""
     return {
         "api_call": ApiCall(services.http),
-        "data_transform": DataTransform(services.compute, services.custom),
+        "data_transform": DataTransform(services.compute, services.custom, services.foreign),
         "subprocess": Subprocess(services.subprocess, services.files),
         "validation": Validation(services.compute),
-        "file_operation": FileOperation(services.files, services.compute),
-        "custom": Custom(services.custom, services.compute),
+        "file_operation": FileOperation(services.files, services.disk),
+        "custom": Custom(services.custom, services.foreign),
     }

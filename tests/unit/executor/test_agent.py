@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agents.task_executor import TaskExecutor
-from agents.task_executor.agent import attempt_of, own_ports
+from agents.task_executor.agent import OVERCOMMIT, attempt_of, own_ports
 from amp.capability import Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError, InvalidParameters
@@ -517,3 +517,49 @@ def test_context_that_is_no_object_is_no_attempt() -> None:
         context_raw = None
 
     assert attempt_of(Bare()) is None  # type: ignore[arg-type]
+
+
+async def test_attempts_that_were_given_up_do_not_pile_up(tmp_path: Path) -> None:
+    async with running(tmp_path, max_concurrent_tasks=1) as mesh:
+        engine = await mesh.client("engine")
+        held = [asyncio.get_running_loop().create_future() for _ in range(OVERCOMMIT)]
+        for number, future in enumerate(held):
+            mesh.executor._attempts.begin(f"held-{number}", "engine", lambda future=future: future)
+        with pytest.raises(AmpError) as caught:
+            await engine.request(CUSTOM, {"task_name": "count"}, context=attempt())
+        assert (caught.value.code, caught.value.retryable) == ("RESOURCE_NOT_AVAILABLE", True)
+        mesh.executor._attempts.running.clear()
+
+
+async def test_overlong_token_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        with pytest.raises(InvalidParameters, match="512"):
+            await engine.request(CUSTOM, {"task_name": "count"}, context=attempt("x" * 513))
+
+
+async def test_stopping_executor_hands_over_what_its_engine_left_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        work = asyncio.ensure_future(engine.request(CUSTOM, {"task_name": "wait"}, context=attempt()))
+        await until(lambda: bool(mesh.module.calls))
+        await engine.stop(drain_seconds=0)
+        await asyncio.gather(work, return_exceptions=True)
+        await until(lambda: any(run.abandoned for run in mesh.executor._attempts.running.values()))
+        stopping = asyncio.ensure_future(mesh.executor.stop())
+        await asyncio.sleep(0)
+        mesh.module.gate.set()
+        await stopping
+        assert [put.dedupe_key for put in mesh.inbox] == ["t1"]
+
+
+async def test_attempt_under_way_is_finished_before_the_executor_stops(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        work = asyncio.ensure_future(engine.request(CUSTOM, {"task_name": "wait"}, context=attempt()))
+        await until(lambda: bool(mesh.module.calls))
+        stopping = asyncio.ensure_future(mesh.executor.stop())
+        await asyncio.sleep(0)
+        mesh.module.gate.set()
+        assert (await work)["outputs"]["calls"] == 1
+        await stopping

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agents.task_executor.compute import Compute
+from agents.task_executor.compute import ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
 from agents.task_executor.errors import TaskFailed
 from agents.task_executor.handlers.base import Outcome, TaskContext
@@ -102,12 +102,8 @@ async def call(handler: Any, parameters: dict[str, Any] | None = None) -> Outcom
         progress=_nobody,
         names=attempt.variables,
     )
-    compute = Compute()
-    try:
-        request = CustomTaskRequest(task_name="it", parameters=parameters or {})
-        return await Custom(handlers, compute).run(request, context)
-    finally:
-        compute.close()
+    request = CustomTaskRequest(task_name="it", parameters=parameters or {})
+    return await Custom(handlers, ForeignCode(4)).run(request, context)
 
 
 async def test_synchronous_asynchronous_and_object_handlers_are_called() -> None:

@@ -1,13 +1,16 @@
 """From raw parameters to an encoded answer, with handlers made for the test."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from threading import Event, get_ident
 from typing import Any
 
 import msgspec
 import pytest
 
-from agents.task_executor.compute import Compute, has_loops, is_small
+from agents.task_executor.compute import Compute, ForeignCode, has_loops, is_small
+from agents.task_executor.errors import Overloaded
 from agents.task_executor.execution import Execution, Work
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from amp.errors import AmpError
@@ -146,9 +149,36 @@ def test_loops_are_seen_at_any_depth() -> None:
 
 
 async def test_compute_runs_small_work_at_once_and_other_work_on_a_thread() -> None:
-    import threading
-
     compute = Compute()
-    assert await compute.run(threading.get_ident, small=True) == threading.get_ident()
-    assert await compute.run(threading.get_ident) != threading.get_ident()
+    assert await compute.run(get_ident, small=True) == get_ident()
+    assert await compute.run(get_ident) != get_ident()
     compute.close()
+
+
+async def test_foreign_code_has_its_own_threads_and_they_count_until_they_end() -> None:
+    foreign, release, ended = ForeignCode(1), Event(), Event()
+
+    def hang() -> None:
+        release.wait(10)
+        ended.set()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await foreign.run(hang)
+    with pytest.raises(Overloaded):
+        await foreign.run(get_ident)
+    release.set()
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(ended.wait, 10)
+        while foreign.running:  # noqa: ASYNC110 - the thread reports on its own
+            await asyncio.sleep(0)
+    assert await foreign.run(get_ident) != get_ident()
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3), KeyboardInterrupt()])
+async def test_foreign_code_that_raises_ends_nothing_but_its_task(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises((ValueError, RuntimeError), match=r"bad|SystemExit|KeyboardInterrupt"):
+        await ForeignCode(1).run(fail)
