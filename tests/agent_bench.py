@@ -1,5 +1,6 @@
 """One agent on a real router over memory, with a client to ask it and a log to read: for tests of single agents."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,13 @@ class ManualClock:
         step = timedelta(**length)
         self.at += step
         self.seconds += step.total_seconds()
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait until something is true of an agent that tells nobody: look again after each turn of the loop."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 class FakeLog:

@@ -14,7 +14,7 @@ from amp.subscriptions import Event
 from orchestration import contracts, events
 from orchestration.contracts import ErrorInfo
 from orchestration.status import RecoveryAction, Severity
-from tests.agent_bench import START, Bench, FakeLog, offer, running_agent
+from tests.agent_bench import START, Bench, FakeLog, offer, running_agent, until
 
 
 class Others:
@@ -352,13 +352,6 @@ async def test_escalation_without_a_monitor_is_still_published(tmp_path: Path) -
 
 
 # --- the log ----------------------------------------------------------------------------------------------
-
-
-async def until(true: Any) -> None:
-    """Wait until something is true, looking again whenever the loop has done something."""
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0.001)
 
 
 def started(at: Any = START) -> events.Event:
