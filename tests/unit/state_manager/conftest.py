@@ -22,7 +22,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture(params=["sqlite", "memory"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Storage]:
+async def storage(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
+) -> AsyncIterator[Storage]:
     store_clock = make_store_clock(clock)
     made: Storage = (
         SqliteStorage(tmp_path / "store.db", store_clock, refuse_loss)

@@ -1,5 +1,7 @@
 """Values and a clock for the tests of the state manager."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +18,7 @@ from orchestration.contracts import (
 from orchestration.status import InstanceStatus
 
 START = datetime(2026, 1, 15, 10, 0, tzinfo=UTC)
+WAIT_SECONDS = 5.0
 ENGINE = "engine:ses_1"
 
 
@@ -35,6 +38,16 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         self.wall += timedelta(seconds=seconds)
         self.seconds += seconds
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Return as soon as the condition holds; fail when it does not within five seconds."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            held = condition()
+            if held if isinstance(held, bool) else await held:
+                return
+            await asyncio.sleep(0.001)
 
 
 def make_store_clock(clock: ManualClock | None = None) -> StoreClock:
@@ -87,7 +100,11 @@ def make_definition(
     workflow_id: str = "wf", version: str = "1.0", content_hash: str = "h1", **content: Any
 ) -> DefinitionRecord:
     return DefinitionRecord(
-        workflow_id=workflow_id, version=version, name="A workflow", hash=content_hash, content=content or {"a": 1}
+        workflow_id=workflow_id,
+        version=version,
+        name="A workflow",
+        hash=content_hash,
+        content=content or {"a": 1},
     )
 
 

@@ -10,15 +10,19 @@ from agents.state_manager.backups import Backups
 from agents.state_manager.errors import BackupNotFound, InvalidRequest
 from agents.state_manager.state_values import put_whole
 from agents.state_manager.storage.base import Storage, StoredState
-from tests.unit.state_manager.store_values import START, ManualClock
+from tests.unit.state_manager.store_values import START, ManualClock, until
 
 
-def make_backups(storage: Storage, folder: Path, clock: ManualClock, hours: float = 24, kept: int = 2) -> Backups:
+def make_backups(
+    storage: Storage, folder: Path, clock: ManualClock, hours: float = 24, kept: int = 2
+) -> Backups:
     return Backups(storage, folder, clock, interval_hours=hours, kept=kept)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a..b", "a\x00b", "a" * 200, "-rf", "ü"])
-async def test_only_plain_names_are_taken(storage: Storage, tmp_path: Path, clock: ManualClock, name: str) -> None:
+async def test_only_plain_names_are_taken(
+    storage: Storage, tmp_path: Path, clock: ManualClock, name: str
+) -> None:
     backups = make_backups(storage, tmp_path / "backups", clock)
     with pytest.raises(InvalidRequest, match="plain file name"):
         await backups.create(name)
@@ -27,7 +31,9 @@ async def test_only_plain_names_are_taken(storage: Storage, tmp_path: Path, cloc
     assert not (tmp_path / "backups").exists()
 
 
-async def test_states_come_back_all_or_those_wanted(storage: Storage, tmp_path: Path, clock: ManualClock) -> None:
+async def test_states_come_back_all_or_those_wanted(
+    storage: Storage, tmp_path: Path, clock: ManualClock
+) -> None:
     for name in ("a", "b", "c"):
         await storage.change_state(name, put_whole({"n": name}, overwrite=True, description="", max_bytes=99))
     backups = make_backups(storage, tmp_path / "backups", clock)
@@ -59,9 +65,7 @@ async def test_overdue_backup_is_made_at_once_and_old_ones_go(
     (folder / "auto-mine.db").write_text("kept: not named by us")
     backups = make_backups(storage, folder, clock)
     running = asyncio.ensure_future(backups.run())
-    async with asyncio.timeout(5):
-        while len(list(folder.iterdir())) != 3:
-            await asyncio.sleep(0.005)
+    await until(lambda: len(list(folder.iterdir())) == 3)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     names = sorted(path.name for path in folder.iterdir())

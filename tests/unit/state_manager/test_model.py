@@ -66,7 +66,14 @@ class StoreMachine(RuleBasedStateMachine):
         consumes=st.booleans(),
     )
     def append(
-        self, instance: str, owner: str, seq_error: int, epoch_error: int, count: int, ends: bool, consumes: bool
+        self,
+        instance: str,
+        owner: str,
+        seq_error: int,
+        epoch_error: int,
+        count: int,
+        ends: bool,
+        consumes: bool,
     ) -> None:
         row = self.rows.get(instance)
         seq = max(0, (row["seq"] if row else 0) + seq_error)
@@ -74,7 +81,9 @@ class StoreMachine(RuleBasedStateMachine):
         events = [make_event(data=b"%d" % next(self.numbers)) for _ in range(count)]
         consumed = [key for key, held in self.inbox.items() if held == instance][:1] if consumes else []
         status = InstanceStatus.COMPLETED if ends else InstanceStatus.RUNNING
-        batch = make_batch(instance, seq, owner=owner, epoch=epoch, events=events, consumed=consumed, status=status)
+        batch = make_batch(
+            instance, seq, owner=owner, epoch=epoch, events=events, consumed=consumed, status=status
+        )
         (outcome,) = self.run(self.storage.append([batch]))
         if row is None:
             expected = "ok" if seq == 0 and epoch == 1 and events else "conflict"

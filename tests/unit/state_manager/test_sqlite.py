@@ -1,6 +1,7 @@
 """What only a file can show: restarts, locks, migrations, damage, modes, copies under load."""
 
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -91,7 +92,7 @@ async def test_process_killed_with_its_log_unwritten_back_loses_nothing(tmp_path
         for seq in range(20):
             await storage.append([make_batch("i1", seq)])
         for suffix in ("", "-wal"):
-            Path(f"{copy}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
+            shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
     async with opened(copy) as storage:
         assert storage.last_offset == 20
         assert len((await storage.read_log(LogReadRequest())).events) == 20
@@ -150,7 +151,9 @@ async def test_files_are_private(tmp_path: Path) -> None:
     assert (tmp_path / "backups" / "one.db").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\x00" + b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"this is not a database" * 100, b"SQLite format 3\x00" + b"\xff" * 5000]
+)
 async def test_damaged_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "store.db"
     path.write_bytes(content)
@@ -219,7 +222,10 @@ def test_migrations_apply_all_or_nothing() -> None:
 
 
 def test_script_is_split_into_statements() -> None:
-    script = "-- a; comment\nCREATE TABLE a (x TEXT DEFAULT ';');\nCREATE TRIGGER t AFTER INSERT ON a BEGIN\n DELETE FROM a;\nEND;\n-- end\n"
+    script = (
+        "-- a; comment\nCREATE TABLE a (x TEXT DEFAULT ';');\n"
+        "CREATE TRIGGER t AFTER INSERT ON a BEGIN\n DELETE FROM a;\nEND;\n-- end\n"
+    )
     assert [statement.split()[-1] for statement in statements(script)] == ["';');", "END;"]
     with pytest.raises(StoreUnusable, match="within a statement"):
         list(statements("CREATE TABLE a (x)"))

@@ -86,7 +86,11 @@ def test_bad_filter_names_the_place(filters: dict[str, Any], message: str) -> No
         StateFilter(filters)
 
 
-@given(st.dictionaries(st.text(max_size=5), st.one_of(st.text(max_size=300), st.integers(), st.none()), max_size=6))
+@given(
+    st.dictionaries(
+        st.text(max_size=5), st.one_of(st.text(max_size=300), st.integers(), st.none()), max_size=6
+    )
+)
 def test_index_never_hides_a_match(state: dict[str, Any]) -> None:
     for key, value in state.items():
         wanted = StateFilter({key: value})

@@ -1,7 +1,7 @@
 """What every storage does alike. Each test runs against each storage."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -104,7 +104,9 @@ async def test_refused_batch_does_not_spoil_its_neighbours(storage: Storage) -> 
 
 
 async def test_batches_of_one_instance_follow_each_other(storage: Storage) -> None:
-    outcomes = await storage.append([make_batch("a"), make_batch("a", 1), make_batch("a", 1, events=[make_event("x")])])
+    outcomes = await storage.append(
+        [make_batch("a"), make_batch("a", 1), make_batch("a", 1, events=[make_event("x")])]
+    )
     assert [outcome.status for outcome in outcomes] == ["ok", "ok", "conflict"]
 
 
@@ -253,7 +255,7 @@ async def test_impossible_offset_is_refused(storage: Storage, after: int) -> Non
 
 
 @pytest.fixture
-async def listed(storage: Storage) -> AsyncIterator[Storage]:
+async def listed(storage: Storage) -> Storage:
     statuses = [InstanceStatus.COMPLETED, InstanceStatus.RUNNING, InstanceStatus.FAILED]
     for number in range(9):
         await append(
@@ -264,7 +266,7 @@ async def listed(storage: Storage) -> AsyncIterator[Storage]:
             created_at=START + timedelta(minutes=number // 2),
             error_message="The DISK is full" if number == 4 else "",
         )
-    yield storage
+    return storage
 
 
 async def ids(storage: Storage, **fields: Any) -> list[str]:
@@ -278,7 +280,10 @@ async def ids(storage: Storage, **fields: Any) -> list[str]:
         ({}, ["i8", "i7", "i6", "i5", "i4", "i3", "i2", "i1", "i0"]),
         ({"workflow_id": "odd"}, ["i7", "i5", "i3", "i1"]),
         ({"statuses": [InstanceStatus.RUNNING]}, ["i7", "i4", "i1"]),
-        ({"statuses": [InstanceStatus.RUNNING, InstanceStatus.FAILED], "workflow_id": "even"}, ["i8", "i4", "i2"]),
+        (
+            {"statuses": [InstanceStatus.RUNNING, InstanceStatus.FAILED], "workflow_id": "even"},
+            ["i8", "i4", "i2"],
+        ),
         ({"text": "disk"}, ["i4"]),
         ({"text": "I3"}, ["i3"]),
         ({"text": "100%_"}, []),
@@ -287,7 +292,9 @@ async def ids(storage: Storage, **fields: Any) -> list[str]:
         ({"limit": 2}, ["i8", "i7"]),
     ],
 )
-async def test_instances_are_filtered_newest_first(listed: Storage, filters: Any, expected: list[str]) -> None:
+async def test_instances_are_filtered_newest_first(
+    listed: Storage, filters: Any, expected: list[str]
+) -> None:
     assert await ids(listed, **filters) == expected
 
 
@@ -344,7 +351,10 @@ async def test_inbox_keeps_order_until_consumed(storage: Storage, clock: ManualC
     clock.advance(1)
     second = await put_inbox(storage, reason="b")
     items = (await storage.read_inbox(InboxReadRequest(owner=ENGINE))).items
-    assert [(item.inbox_id, item.data) for item in items] == [(first, {"reason": "a"}), (second, {"reason": "b"})]
+    assert [(item.inbox_id, item.data) for item in items] == [
+        (first, {"reason": "a"}),
+        (second, {"reason": "b"}),
+    ]
     assert items[1].at == START + timedelta(seconds=1)
     await append(storage, "i1", 1, consumed=[first])
     items = (await storage.read_inbox(InboxReadRequest(owner=ENGINE, instance_ids=["i1"]))).items
@@ -500,7 +510,12 @@ async def test_definitions_are_kept_by_hash_and_the_newest_is_in_force(storage: 
         assert (await storage.put_definition(request)).status == status
     newest = await storage.get_definition(DefinitionGetRequest(workflow_id="wf"))
     assert newest is not None
-    assert (newest.hash, newest.version, newest.content, newest.created_at) == ("h3", "2.0", {"step": 3}, START)
+    assert (newest.hash, newest.version, newest.content, newest.created_at) == (
+        "h3",
+        "2.0",
+        {"step": 3},
+        START,
+    )
     older = await storage.get_definition(DefinitionGetRequest(hash="h1"))
     assert older is not None
     assert older.content == {"step": 1}
@@ -541,7 +556,9 @@ async def set_state(storage: Storage, state_id: str, overwrite: bool = True, **s
 async def test_state_grows_by_versions_with_a_history(storage: Storage, clock: ManualClock) -> None:
     first = await set_state(storage, "s", a=1)
     clock.advance(5)
-    second = await storage.change_state("s", change_keys({"b": 2}, replace=False, description="more", max_bytes=999))
+    second = await storage.change_state(
+        "s", change_keys({"b": 2}, replace=False, description="more", max_bytes=999)
+    )
     assert second is not None
     assert (first.version, second.version, second.state) == (1, 2, {"a": 1, "b": 2})
     assert (second.created_at, second.updated_at) == (START, START + timedelta(seconds=5))
@@ -558,7 +575,9 @@ async def test_refused_change_leaves_the_state(storage: Storage) -> None:
     with pytest.raises(StateExists, match="version 1"):
         await set_state(storage, "s", overwrite=False, a=2)
     with pytest.raises(InvalidRequest, match="max_state_bytes"):
-        await storage.change_state("s", change_keys({"b": "x" * 50}, replace=False, description="", max_bytes=57))
+        await storage.change_state(
+            "s", change_keys({"b": "x" * 50}, replace=False, description="", max_bytes=57)
+        )
     stored = await storage.get_state("s")
     assert stored is not None
     assert (stored.version, stored.state) == (1, {"a": 1})
@@ -597,7 +616,10 @@ async def test_states_are_listed_by_prefix_newest_change_first(storage: Storage,
         clock.advance(1)
     await set_state(storage, "a%1", x=2)
     listed, total = await storage.list_states("a%", 10)
-    assert ([(state.workflow_instance_id, state.version) for state in listed], total) == ([("a%1", 2), ("a%2", 1)], 2)
+    assert ([(state.workflow_instance_id, state.version) for state in listed], total) == (
+        [("a%1", 2), ("a%2", 1)],
+        2,
+    )
     listed, total = await storage.list_states("", 1)
     assert ([dict(state.state) for state in listed], total) == ([{}], 4)
 
@@ -692,14 +714,14 @@ async def test_backup_never_overwrites(storage: Storage, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a database at all, only text" * 50])
-async def test_what_is_no_backup_is_not_found(storage: Storage, tmp_path: Path, content: bytes | None) -> None:
+async def test_what_is_no_backup_is_not_found(
+    storage: Storage, tmp_path: Path, content: bytes | None
+) -> None:
     source = tmp_path / "some.db"
     if content is not None:
         source.write_bytes(content)
     with pytest.raises(BackupNotFound):
-        async with aclosing(storage.scan_backup(source)) as states:
-            async for _ in states:
-                pass
+        await anext(storage.scan_backup(source))
 
 
 async def test_closed_store_refuses(storage: Storage) -> None:

@@ -17,7 +17,9 @@ def event(fact: ev.Event) -> NewEvent:
 
 def started(**inputs: Any) -> NewEvent:
     return event(
-        ev.InstanceStarted(at=START, workflow_id="wf", workflow_version="1", definition_hash="h", inputs=inputs)
+        ev.InstanceStarted(
+            at=START, workflow_id="wf", workflow_version="1", definition_hash="h", inputs=inputs
+        )
     )
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from agents.state_manager import writer as writer_module
-from agents.state_manager.errors import InvalidRequest, StateManagerError, StoreBusy, StoreFailed, StoreFull, StoreLost
+from agents.state_manager.errors import (
+    InvalidRequest,
+    StateManagerError,
+    StoreBusy,
+    StoreFailed,
+    StoreFull,
+    StoreLost,
+)
 from agents.state_manager.writer import Writer
 
 INSERT = "INSERT INTO facts (value) VALUES (?)"
@@ -97,7 +104,9 @@ async def test_what_arrives_together_is_one_transaction(bench: Bench) -> None:
 async def test_failing_request_does_not_spoil_the_others(bench: Bench) -> None:
     await bench.insert(5)
     results = await asyncio.gather(
-        *(bench.insert(value) for value in range(10)), bench.writer.submit(refused(77)), return_exceptions=True
+        *(bench.insert(value) for value in range(10)),
+        bench.writer.submit(refused(77)),
+        return_exceptions=True,
     )
     failed = {index: type(result) for index, result in enumerate(results) if result is not None}
     assert failed == {5: StoreFailed, 10: InvalidRequest}
@@ -130,7 +139,9 @@ async def test_error_of_the_disk_stores_nothing_and_answers_all(
 ) -> None:
     await bench.insert(100)
     bench.disk.failing = {statement: name}
-    results = await asyncio.gather(*(bench.insert(value) for value in range(together)), return_exceptions=True)
+    results = await asyncio.gather(
+        *(bench.insert(value) for value in range(together)), return_exceptions=True
+    )
     assert {type(result) for result in results} == {expected}
     assert all(name in str(result) for result in results)
     assert name in bench.writer.trouble
@@ -185,7 +196,9 @@ async def test_checkpoint_follows_many_commits(bench: Bench, monkeypatch: pytest
     assert bench.disk.statements.count("PRAGMA wal_checkpoint(PASSIVE)") == 2
 
 
-async def test_failed_sync_of_a_checkpoint_loses_the_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_sync_of_a_checkpoint_loses_the_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer_module, "CHECKPOINT_COMMITS", 1)
     bench.disk.failing = {"PRAGMA": "SQLITE_IOERR_FSYNC"}
     await bench.insert(1)
