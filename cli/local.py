@@ -42,6 +42,8 @@ AGENTS: tuple[type[Agent], ...] = (
 )
 """In the order of their start; they stop in the opposite order."""
 START_SECONDS = 30.0
+DRAIN_SECONDS = 0.5
+"""After the run nobody waits for anything; after Ctrl-C nobody wants to."""
 REQUEST_SECONDS = 30.0
 PAGE_EVENTS = 500
 CLIENT_ID = "amp-run"
@@ -79,10 +81,10 @@ class LocalRunner:
 
     def _settings(self, data_dir: Path) -> Settings:
         overrides: dict[str, Any] = {
-            "data_dir": str(data_dir),
-            "mesh": {"host_router": False},
-            "workflow_engine": {"load_workflows_on_start": False},
+            kind.section_name: {"drain_timeout_seconds": DRAIN_SECONDS} for kind in AGENTS
         }
+        overrides["data_dir"] = str(data_dir)
+        overrides["workflow_engine"]["load_workflows_on_start"] = False
         try:
             return load_settings(self._config, overrides=overrides)
         except SettingsError as error:
