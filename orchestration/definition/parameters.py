@@ -4,17 +4,17 @@ The executor decodes the same structs, so what is refused here would fail there 
 template is left to the executor: its value is not known yet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from orchestration import contracts
+from orchestration import contracts, rules, transforms
 from orchestration.definition.errors import Path, did_you_mean, quoted
 from orchestration.definition.findings import Findings
 from orchestration.definition.tasks import CAPABILITY_BY_TYPE, TASK_CONFIG_TYPES
-from orchestration.templates import has_templates
+from orchestration.templates import has_templates, references
 
 _PLACE_MARK = " - at `$"
 
@@ -31,10 +31,8 @@ def check_parameters(capability: str, parameters: Mapping[str, Any], path: Path,
     _check_fields(contract.request, parameters, path, findings)
     if capability == contracts.TASK_EXECUTE.id:
         _check_envelope(parameters, path, findings)
-    elif capability == contracts.TASK_API_CALL.id:
-        _check_calls(parameters, path, findings)
-    elif capability == contracts.TASK_FILE_OPERATION.id:
-        _check_files(parameters, path, findings)
+    else:
+        _check_work(capability, parameters, path, findings)
 
 
 def _check_envelope(parameters: Mapping[str, Any], path: Path, findings: Findings) -> None:
@@ -50,13 +48,39 @@ def _check_envelope(parameters: Mapping[str, Any], path: Path, findings: Finding
             hint=partial(did_you_mean, task_type, TASK_CONFIG_TYPES, list_known=True),
         )
     elif isinstance(inner, dict):
-        request = contracts.CONTRACTS[CAPABILITY_BY_TYPE[task_type]].request
-        inside = (*path, "task_config")
-        _check_fields(request, inner, inside, findings)
-        if task_type == "api_call":
-            _check_calls(inner, inside, findings)
-        elif task_type == "file_operation":
-            _check_files(inner, inside, findings)
+        capability = CAPABILITY_BY_TYPE[task_type]
+        _check_fields(contracts.CONTRACTS[capability].request, inner, (*path, "task_config"), findings)
+        _check_work(capability, inner, (*path, "task_config"), findings)
+
+
+def _check_work(capability: str, parameters: Mapping[str, Any], path: Path, findings: Findings) -> None:
+    """Check what a capability says about its parameters beyond their types."""
+    if capability == contracts.TASK_API_CALL.id:
+        _check_calls(parameters, path, findings)
+    elif capability == contracts.TASK_FILE_OPERATION.id:
+        _check_files(parameters, path, findings)
+    elif capability == contracts.TASK_DATA_TRANSFORM.id:
+        _check_entries("transformations", parameters, path, findings, transforms.check)
+    elif capability == contracts.TASK_VALIDATION.id:
+        _check_entries("rules", parameters, path, findings, rules.check)
+
+
+def _check_entries(
+    name: str,
+    parameters: Mapping[str, Any],
+    path: Path,
+    findings: Findings,
+    check: Callable[[list[Any]], list[tuple[int, str]]],
+) -> None:
+    """Check the entries of a list one by one, those without templates; bad expressions are reported elsewhere."""
+    entries = parameters.get(name)
+    if not isinstance(entries, list):
+        return
+    for index, entry in enumerate(entries):
+        if has_templates(entry) or references(entry).problems:
+            continue
+        for _, message in check([entry]):
+            findings.error("wrong-parameter", f"{name} {index + 1}: {message}", (*path, name, index))
 
 
 def _check_calls(parameters: Mapping[str, Any], path: Path, findings: Findings) -> None:
@@ -112,9 +136,12 @@ def _check_fields(request: type, parameters: Mapping[str, Any], path: Path, find
 
 
 def _wrong_value(value: object, kind: Any) -> str:
-    """Return why a value is not of a type, in msgspec's words without their place marks; "" when it is."""
+    """Return why a value is not of a type, in msgspec's words without their place marks; "" when it is.
+
+    Not strict, as in the executor: a filled template is often text, so "30" passes for a number.
+    """
     try:
-        msgspec.convert(value, kind)
+        msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
         said = str(error).partition(_PLACE_MARK)[0].replace("`", "")
         return f"{said[:1].lower()}{said[1:]}"
