@@ -75,7 +75,7 @@ def _tools() -> tuple[list[str], list[str]]:
 def _run(command: Sequence[str], what: str) -> None:
     environment = {**os.environ, "NO_UPDATE_NOTIFIER": "1", "npm_config_update_notifier": "false"}
     try:
-        done = subprocess.run(  # noqa: S603: fixed arguments, no shell
+        done = subprocess.run(  # noqa: S603 fixed arguments, no shell
             command,
             cwd=WEB_DIR,
             env=environment,

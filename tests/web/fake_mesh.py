@@ -4,7 +4,6 @@ Tests write events with `emit` and see what the dashboard makes of them. `Simula
 """
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 
 from amp.errors import AmpError, CapabilityNotFound, NetworkError
+from amp.subscriptions import Event
 from orchestration import contracts, events
 from orchestration.status import InstanceStatus
 
@@ -29,7 +29,6 @@ INSTANCE_STATES = {
 TASK_STATES = {
     "task.started": "running",
     "task.completed": "completed",
-    "task.attempt_lost": "ready",
     "task.retrying": "retrying",
     "task.failed": "failed",
     "task.skipped": "skipped",
@@ -159,9 +158,7 @@ class FakeMesh:
     def publish(self, event_type: str, data: Mapping[str, Any]) -> None:
         for pattern, handler in list(self._handlers):
             if fnmatch(event_type, pattern):
-                made = handler({"event_type": event_type, **data})
-                if inspect.isawaitable(made):
-                    asyncio.ensure_future(made)
+                handler(Event(event_type=event_type, data=dict(data), source_agent_id="state-manager"))
 
     # --- what the dashboard does -----------------------------------------------------------------------
 
@@ -199,7 +196,7 @@ class FakeMesh:
 
     def _log_read(self, request: contracts.LogReadRequest) -> contracts.LogReadReply:
         if request.instance_id is None:
-            found = [record for record in self.log[request.after :]]
+            found = list(self.log[request.after :])
             key = "offset"
         else:
             found = [r for r in self.log if r.instance_id == request.instance_id and r.seq > request.after]
@@ -286,7 +283,7 @@ class FakeMesh:
             raise AmpError("INSTANCE_NOT_FOUND", f"there is no instance {request.instance_id!r}", {})
         if row.status.is_final:
             details = {"current_state": row.status}
-            raise AmpError("STATE_CONFLICT", f"the instance is {row.status} already", details)
+            raise AmpError("ILLEGAL_STATE", f"the instance is {row.status} already", details)
         if self.on_control is not None:
             self.on_control(request.instance_id, order)
         return contracts.WorkflowControlled(instance_id=row.instance_id, status=row.status)

@@ -18,7 +18,6 @@ from web.server.instances import Instances
 from web.server.live import Hub
 from web.server.mesh import Backend, Mesh
 from web.server.overview import Lists
-from web.server.pages import LIVE_CLIENTS
 from web.server.problems import ProblemError
 from web.server.routes import ROUTES
 from web.server.table import Answer, Call, Route, Services, checked_path, encoded
@@ -59,13 +58,13 @@ class WebApplication:
             assets=assets or Assets(),
             clock=clock,
             parsing=asyncio.Semaphore(MAX_PARSING),
+            sockets=set(),
         )
         self.app = self._make_app()
         self._runner: web.AppRunner | None = None
 
     def _make_app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=self._settings.max_body_bytes)
-        app[LIVE_CLIENTS] = set()
         for route in ROUTES:
             app.router.add_route(route.method, route.path, partial(self._serve, route))
         app.on_response_prepare.append(self._prepare)
@@ -114,7 +113,7 @@ class WebApplication:
 
     async def _on_shutdown(self, app: web.Application) -> None:
         await self.services.hub.stop()
-        for socket in list(app[LIVE_CLIENTS]):
+        for socket in list(self.services.sockets):
             await socket.close(code=1001, message=b"the dashboard stops")
 
     # --- every request ---------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ def _from_http(error: web.HTTPException, request: web.Request) -> ProblemError:
         detail = f"{request.method} is not possible here; possible: {', '.join(allowed)}"
         return ProblemError(405, "method_not_allowed", detail, headers={"Allow": ", ".join(allowed)})
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return bodies.too_large(error.max_size)
+        return ProblemError(413, "body_too_large", "the body is larger than web.max_body_bytes")
     if error.status == 404:
         return ProblemError(404, "not_found", "there is nothing at this address", title="Not found")
     return ProblemError(error.status, "refused", error.reason)

@@ -8,7 +8,7 @@ import json
 import math
 from typing import Any, TypeVar
 
-from aiohttp import hdrs, web
+from aiohttp import BodyPartReader, hdrs, web
 from pydantic import BaseModel, ValidationError
 
 from web.server.problems import ProblemError, from_validation
@@ -181,7 +181,7 @@ async def read_file(request: web.BaseRequest, limit: int) -> tuple[str, bytes]:
         part = await reader.next()
         while part is not None and getattr(part, "name", None) != "file":
             part = await reader.next()
-        if part is None or not hasattr(part, "read_chunk"):
+        if not isinstance(part, BodyPartReader):
             raise ProblemError(400, "file_missing", "the form has no field `file`")
         body = bytearray()
         while chunk := await part.read_chunk():

@@ -22,9 +22,10 @@ def new_document(instance_id: str, definition: Mapping[str, Any]) -> Document:
         "seq": 0,
         "instance": {
             "id": instance_id,
-            "workflow_id": definition.get("id", ""),
-            "workflow_name": definition.get("name", ""),
-            "workflow_version": definition.get("version", ""),
+            "workflow_id": "",
+            "workflow_name": "",
+            "workflow_version": "",
+            "definition_hash": "",
             "status": "pending",
             "created_at": None,
             "started_at": None,
@@ -45,7 +46,7 @@ def new_document(instance_id: str, definition: Mapping[str, Any]) -> Document:
 
 
 _DESCRIPTION = (
-    "type", "capability", "agent_id", "parameters", "condition", "timeout_seconds", "retry_config", "on_error", "metadata",
+    "type", "capability", "agent_id", "parameters", "condition", "timeout_seconds", "retry_config", "on_error",
 )  # fmt: skip
 
 
@@ -88,8 +89,11 @@ def fold(document: Document, event: Event) -> None:
     if kind.startswith("workflow."):
         _fold_instance(instance, kind, event)
         return
-    task = document["tasks"].get(event.get("task_id", ""))
-    if task is not None:
+    tasks = document["tasks"]
+    task = tasks.get(event.get("task_id", ""))
+    if task is not None and kind == "task.reset":
+        _reset(tasks, task)
+    elif task is not None:
         _fold_task(task, kind, event)
 
 
@@ -160,7 +164,6 @@ def _fold_task(task: Document, kind: str, event: Event) -> None:
         case "task.attempt_lost":
             error = {"code": "OUTCOME_UNKNOWN", "message": event.get("reason") or "the executor was lost"}
             _close_attempt(task, "lost", event, error=error, agent=event.get("agent_id") or None)
-            task["status"] = "ready"
             task["last_error"] = error
         case "task.retrying":
             task["status"] = "retrying"
@@ -174,10 +177,6 @@ def _fold_task(task: Document, kind: str, event: Event) -> None:
         case "task.cancelled":
             _close_attempt(task, "cancelled", event)
             _finish(task, "cancelled", event)
-        case "task.reset":
-            attempts = task["attempts"]
-            task.update(_blank_run())
-            task["attempts"] = attempts
         case "condition.evaluated":
             task["condition_result"] = {
                 "result": event.get("result"),
@@ -189,6 +188,22 @@ def _fold_task(task: Document, kind: str, event: Event) -> None:
             task["recovery"] = {key: event[key] for key in keys if key in event}
         case _:
             pass  # late results and what newer engines write
+
+
+_CONSEQUENCES = frozenset({"dependency_failed", "dependencies_skipped"})
+
+
+def _reset(tasks: Mapping[str, Document], task: Document) -> None:
+    """Begin a new round of a task; what was skipped because of it waits again."""
+    task.update(_blank_run(), status="ready", attempts=task["attempts"])
+    frontier = [task["id"]]
+    while frontier:
+        source = frontier.pop()
+        for dependent in tasks.values():
+            skip = dependent["skip"]
+            if source in dependent["depends_on"] and skip is not None and skip["reason"] in _CONSEQUENCES:
+                dependent.update(_blank_run(), attempts=dependent["attempts"])
+                frontier.append(dependent["id"])
 
 
 def _finish(task: Document, status: str, event: Event) -> None:

@@ -45,6 +45,11 @@ class Instances:
         self._views: OrderedDict[str, View] = OrderedDict()
         self._definitions: OrderedDict[str, contracts.DefinitionRecord] = OrderedDict()
 
+    def forget(self) -> None:
+        """Drop what was folded and read: it belongs to another log."""
+        self._views.clear()
+        self._definitions.clear()
+
     async def row(self, instance_id: str) -> contracts.InstanceRow:
         """Return an instance's row. Raises: ProblemError 404."""
         request = contracts.InstanceGetRequest(instance_id=instance_id)
@@ -94,7 +99,12 @@ class Instances:
         definition = await self.definition(workflow_id=row.workflow_id, definition_hash=row.definition_hash)
         schema = definition.content.get("input_schema")
         document = new_document(instance_id, definition.content)
-        document["instance"]["definition_hash"] = row.definition_hash
+        document["instance"].update(
+            workflow_id=row.workflow_id,
+            workflow_name=row.workflow_name or row.workflow_id,
+            workflow_version=row.workflow_version,
+            definition_hash=row.definition_hash,
+        )
         return View(document, input_schema=schema if isinstance(schema, Mapping) else None)
 
     async def _continue(self, instance_id: str, view: View) -> None:

@@ -1,6 +1,5 @@
 """The hub between the log's tail and everybody who watches. It knows topics and clients, no HTTP."""
 
-import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from random import Random
 from typing import Any
 from urllib.parse import parse_qs
 
+from amp.subscriptions import Event
 from orchestration import contracts
 from orchestration.status import InstanceStatus
 from web.server.instances import Instances, decode
@@ -46,6 +46,7 @@ class Hub:
             mesh,
             self._on_records,
             on_state=self._source_changed,
+            on_other_log=self._on_other_log,
             watched=lambda: self.is_watched,
             random=random,
         )
@@ -191,21 +192,36 @@ class Hub:
             logger.info(
                 "watch_not_filled", extra={"instance_id": watch.instance_id, "reason": problem.detail}
             )
-            watch.ended = True
+            self._end_watch(watch, again=True)
+            return
+        if watch.ended:
+            self._end_watch(watch, again=False)
+
+    def _end_watch(self, watch: InstanceSubscription, *, again: bool) -> None:
+        """End a subscription; with `again` the client is told to subscribe anew."""
+        watch.ended = True
+        if again:
             watch.client.outbox.control({"op": "resync", "id": watch.subscription_id})
             watch.client.notify()
-        if watch.ended:
-            self._forget_watch(watch)
-            self._by_client[watch.client].pop(watch.subscription_id, None)
+        self._forget_watch(watch)
+        self._by_client[watch.client].pop(watch.subscription_id, None)
 
-    def _on_hint(self, event: object) -> None:
-        self._tail.wake()
+    def _on_hint(self, event: Event) -> None:
+        offset = event.data.get("offset")
+        self._tail.wake(offset if isinstance(offset, int) else None)
 
-    def _on_agents(self, event: object) -> None:
+    def _on_other_log(self) -> None:
+        """What was folded belongs to a log that is gone: everybody begins anew."""
+        self._instances.forget()
+        self._touch_all()
+        for watch in [watch for watchers in self._watchers.values() for watch in watchers]:
+            self._end_watch(watch, again=True)
+
+    def _on_agents(self, event: Event) -> None:
         self._touch_all()
         self._tail.wake()
 
-    def _on_alert(self, event: object) -> None:
+    def _on_alert(self, event: Event) -> None:
         if (topic := self._topics.get("overview")) is not None:
             topic.touch()
 

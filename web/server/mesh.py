@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from amp.errors import AmpError
+from amp.subscriptions import EventHandler
 from orchestration.contracts import Contract
 from web.server import problems
 
 Reply = TypeVar("Reply")
-EventHandler = Callable[[Any], Awaitable[None] | None]
-"""Takes an `amp.client.Event`; here only the fact that it came matters."""
 
 
 class Mesh(Protocol):

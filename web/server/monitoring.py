@@ -166,7 +166,7 @@ async def get_workflow_metrics(call: Call) -> Answer:
         _metrics(call, "workflow", time_range, workflow_id), _metrics(call, "task", time_range, workflow_id)
     )
     metrics = workflow.metrics.get(workflow_id, workflow.metrics)
-    if not metrics:
+    if not metrics.get("total_executions"):
         await call.services.instances.definition(workflow_id=workflow_id)
     return Answer(
         {

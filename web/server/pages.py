@@ -8,7 +8,6 @@ from web.server.table import Call
 
 PAGES = ("/", "/workflows", "/workflows/{workflow_id}", "/instances", "/instances/{instance_id}")
 """Addresses that the page's own router knows. Every other address is a real 404."""
-LIVE_CLIENTS: web.AppKey[set[web.WebSocketResponse]] = web.AppKey("live_clients", set)
 
 
 async def get_page(call: Call) -> web.StreamResponse:
@@ -44,7 +43,7 @@ async def legacy_socket(call: Call) -> web.StreamResponse:
 async def _serve(
     call: Call, socket: web.WebSocketResponse, session: type[Session] | type[LegacySession]
 ) -> web.StreamResponse:
-    clients = call.request.app[LIVE_CLIENTS]
+    clients = call.services.sockets
     if not socket.can_prepare(call.request):
         raise ProblemError(
             426, "upgrade_required", "this address speaks WebSocket", headers={"Upgrade": "websocket"}

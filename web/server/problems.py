@@ -98,13 +98,10 @@ _INVALID = {
     "INVALID_SCHEMA": ("invalid_request", "The request cannot be used"),
 }
 _CONFLICT = {
-    "CONFLICT": "conflict",
-    "STATE_CONFLICT": "state_conflict",
-    "INVALID_STATE": "state_conflict",
+    "ILLEGAL_STATE": "state_conflict",
     "WORKFLOW_EXISTS": "workflow_exists",
-    "INSTANCE_EXISTS": "instance_exists",
-    "INSTANCE_FINISHED": "state_conflict",
 }
+_CONFLICT_FACTS = ("current_state", "allowed", "instance_id", "workflow_id")
 _ABSENT = frozenset({"AGENT_NOT_FOUND", "CAPABILITY_NOT_FOUND"})
 _BUSY = frozenset({"RATE_LIMIT_EXCEEDED", "INSUFFICIENT_RESOURCES", "RESOURCE_NOT_AVAILABLE"})
 
@@ -116,9 +113,10 @@ def from_mesh(error: AmpError, capability: str) -> ProblemError:
         return ProblemError(404, _NOT_FOUND[code], error.message, title="Not found")
     if code in _INVALID:
         name, title = _INVALID[code]
-        return ProblemError(422, name, error.message, title=title, errors=_errors(details))
+        errors = _errors(details)
+        return ProblemError(422, name, _sum_up(errors) or error.message, title=title, errors=errors)
     if code in _CONFLICT:
-        known = {key: details[key] for key in ("current_state", "allowed", "instance_id") if key in details}
+        known: dict[str, Any] = {key: details[key] for key in _CONFLICT_FACTS if key in details}
         return ProblemError(409, _CONFLICT[code], error.message, title="Not possible now", more=known)
     if code in _ABSENT:
         detail = f"no agent on the mesh offers {capability!r} right now; is it running?"
@@ -139,8 +137,10 @@ def _unavailable(code: str, detail: str, title: str, details: Mapping[str, Any])
 
 def _retry_after(details: Mapping[str, Any]) -> dict[str, str]:
     milliseconds = details.get("retry_after_ms")
-    known = isinstance(milliseconds, int | float) and 0 < milliseconds < 3_600_000
-    return {"Retry-After": str(max(1, round(milliseconds / 1000)) if known else RETRY_AFTER_SECONDS)}
+    seconds = RETRY_AFTER_SECONDS
+    if isinstance(milliseconds, int | float) and 0 < milliseconds < 3_600_000:
+        seconds = max(1, round(milliseconds / 1000))
+    return {"Retry-After": str(seconds)}
 
 
 def _errors(details: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,12 +169,18 @@ def from_validation(error: ValidationError, known_fields: Collection[str], *, wh
         if problem["type"] == "extra_forbidden":
             detail = unknown_field(str(problem["loc"][-1]), known_fields if len(problem["loc"]) == 1 else ())
         errors.append({"pointer": pointer, "detail": detail, "code": problem["type"]})
-    first = f"{errors[0]['pointer'] or '/'}: {errors[0]['detail']}"
-    detail = first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)"
     status = 400 if where == "query" else 422
     return ProblemError(
-        status, f"invalid_{where}", detail, title=f"The {where} cannot be used", errors=errors
+        status, f"invalid_{where}", _sum_up(errors), title=f"The {where} cannot be used", errors=errors
     )
+
+
+def _sum_up(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first of several problems as a sentence, and how many more there are."""
+    if not errors:
+        return ""
+    first = f"{errors[0]['pointer'] or '/'}: {errors[0]['detail']}"
+    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)"
 
 
 def unknown_field(name: str, known: Collection[str]) -> str:

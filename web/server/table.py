@@ -35,7 +35,11 @@ class NoQuery(Model):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers work with. `parsing` bounds how many definitions are parsed at a time, each in a thread."""
+    """What handlers work with.
+
+    `parsing` bounds how many definitions are parsed at a time, each in a thread. `sockets` are the open live
+    connections.
+    """
 
     settings: WebSettings
     backend: Backend
@@ -45,6 +49,7 @@ class Services:
     assets: Assets
     clock: Clock
     parsing: asyncio.Semaphore
+    sockets: set[web.WebSocketResponse]
 
 
 @dataclass(frozen=True, slots=True)

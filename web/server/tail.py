@@ -32,6 +32,7 @@ class LogTail:
 
     Args:
         consume: Given each page of new events, in order.
+        on_other_log: Called when the log is not the one that was read before: a restored or emptied store.
         on_state: Told False when the log cannot be read, True when it can again.
         watched: Whether anybody is interested, for the sweep.
     """
@@ -42,16 +43,19 @@ class LogTail:
         consume: Consume,
         *,
         on_state: Callable[[bool], None],
+        on_other_log: Callable[[], None],
         watched: Callable[[], bool],
         random: Random,
     ) -> None:
         self._mesh = mesh
         self._consume = consume
         self._on_state = on_state
+        self._on_other_log = on_other_log
         self._watched = watched
         self._random = random
         self._wake = asyncio.Event()
         self._position: int | None = None
+        self._suspicious = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -67,8 +71,14 @@ class LogTail:
                 await self._task
             self._task = None
 
-    def wake(self) -> None:
-        """There may be something new."""
+    def wake(self, offset: int | None = None) -> None:
+        """There may be something new.
+
+        Args:
+            offset: The log's newest, as a hint said. One before ours makes us check whether it is the same log.
+        """
+        if offset is not None and self._position is not None and offset < self._position:
+            self._suspicious = True
         self._wake.set()
 
     async def _run(self) -> None:
@@ -92,6 +102,12 @@ class LogTail:
 
     async def _read_on(self) -> None:
         """Read to the end of the log and hand everything over."""
+        if self._suspicious and self._position:
+            self._suspicious = False
+            if not (await self._read(self._position - 1, 1)).events:
+                logger.warning("log_rewound", extra={"offset": self._position})
+                self._position = None
+                self._on_other_log()
         if self._position is None:
             self._position = await self._find_end()
         while True:

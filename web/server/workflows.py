@@ -101,7 +101,7 @@ def summary(record: DefinitionRecord) -> dict[str, Any]:
 async def create_workflow(call: Call) -> Answer:
     """Check and store a definition."""
     body: CreateBody = call.body
-    parsed = await _checked(call, body.definition, body.format, "definition")
+    parsed = await _checked(call, body.definition, body.format, "")
     source, format_ = (body.definition, body.format) if isinstance(body.definition, str) else ("", "json")
     return await _store(call, parsed, source=source, source_format=format_, overwrite=body.overwrite)
 

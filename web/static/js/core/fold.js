@@ -22,7 +22,8 @@ export function fold(document, events) {
       if (!ownTasks) tasks = { ...tasks };
       ownTasks = true;
       const task = tasks[event.task_id];
-      tasks[event.task_id] = { ...task, ...taskChange(task, event) };
+      if (event.type === "task.reset") reset(tasks, event.task_id);
+      else tasks[event.task_id] = { ...task, ...taskChange(task, event) };
     }
   }
   return { ...document, seq, instance, tasks };
@@ -80,7 +81,7 @@ function taskChange(task, event) {
       return { ...closed(task, "failed", event, event.error ?? null), last_error: event.error ?? null };
     case "task.attempt_lost": {
       const error = { code: "OUTCOME_UNKNOWN", message: event.reason || "the executor was lost" };
-      return { ...closed(task, "lost", event, error, event.agent_id || null), status: "ready", last_error: error };
+      return { ...closed(task, "lost", event, error, event.agent_id || null), last_error: error };
     }
     case "task.retrying":
       return { status: "retrying", due_at: event.due_at ?? null };
@@ -90,20 +91,6 @@ function taskChange(task, event) {
       return { ...finished("skipped", event), skip: { reason: event.reason ?? "", detail: event.detail ?? "" } };
     case "task.cancelled":
       return { ...closed(task, "cancelled", event), ...finished("cancelled", event) };
-    case "task.reset":
-      return {
-        status: "pending",
-        started_at: null,
-        completed_at: null,
-        attempt_count: 0,
-        outputs: {},
-        result: null,
-        last_error: null,
-        due_at: null,
-        condition_result: null,
-        skip: null,
-        recovery: null,
-      };
     case "condition.evaluated": {
       const { result = null, expression = "", details = {} } = event;
       return { condition_result: { result, expression, details } };
@@ -117,6 +104,36 @@ function taskChange(task, event) {
     }
     default:
       return {}; // late results and what newer engines write
+  }
+}
+
+const BLANK = {
+  status: "pending",
+  started_at: null,
+  completed_at: null,
+  attempt_count: 0,
+  outputs: {},
+  result: null,
+  last_error: null,
+  due_at: null,
+  condition_result: null,
+  skip: null,
+  recovery: null,
+};
+const CONSEQUENCES = new Set(["dependency_failed", "dependencies_skipped"]);
+
+/** Begin a new round of a task; what was skipped because of it waits again. `tasks` is our own copy. */
+function reset(tasks, taskId) {
+  tasks[taskId] = { ...tasks[taskId], ...BLANK, status: "ready" };
+  const frontier = [taskId];
+  while (frontier.length > 0) {
+    const source = frontier.pop();
+    for (const [id, dependent] of Object.entries(tasks)) {
+      if (dependent.depends_on.includes(source) && CONSEQUENCES.has(dependent.skip?.reason)) {
+        tasks[id] = { ...dependent, ...BLANK };
+        frontier.push(id);
+      }
+    }
   }
 }
 

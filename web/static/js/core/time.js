@@ -11,17 +11,19 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) now.value = Date.now();
 });
 
-const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const clockFormat = new Intl.DateTimeFormat(undefined, CLOCK);
+const preciseFormat = new Intl.DateTimeFormat(undefined, { ...CLOCK, fractionalSecondDigits: 3 });
 const dayFormat = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 const fullFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 
-/** @param {number} milliseconds @returns {string} such as `4 ms`, `1.2 s`, `1 m 32 s`, `2 h 05 m` */
-export function duration(milliseconds) {
+/** @returns {string} such as `4 ms`, `1.2 s`, `1 m 32 s`, `2 h 05 m`; `whole` leaves out fractions of a second */
+export function duration(milliseconds, { whole = false } = {}) {
   if (!Number.isFinite(milliseconds)) return "–";
   const ms = Math.max(0, milliseconds);
-  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 1000) return whole ? "0 s" : `${Math.round(ms)} ms`;
   const seconds = ms / 1000;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 10 && !whole) return `${seconds.toFixed(1)} s`;
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   const minutes = Math.floor(seconds / 60);
   if (minutes < 60) return `${minutes} m ${String(Math.floor(seconds % 60)).padStart(2, "0")} s`;
@@ -35,7 +37,7 @@ export function between(start, end) {
   if (!start) return "–";
   const last = end ? Date.parse(end) : now.value;
   const ms = Math.max(0, last - Date.parse(start));
-  return duration(end ? ms : Math.floor(ms / 1000) * 1000);
+  return duration(ms, { whole: !end });
 }
 
 /** @returns {string} such as `just now`, `12 s ago`, `in 5 m` */
@@ -54,5 +56,5 @@ export function relative(iso) {
 }
 
 export const clock = (iso) => (iso ? clockFormat.format(new Date(iso)) : "–");
-export const day = (iso) => (iso ? dayFormat.format(new Date(iso)) : "–");
+export const precise = (iso) => (iso ? preciseFormat.format(new Date(iso)) : "–");
 export const full = (iso) => (iso ? fullFormat.format(new Date(iso)) : "");

@@ -1,6 +1,6 @@
 // Asks the worker for layouts and remembers them: a status change never moves anything.
 
-export const NODE_WIDTH = 212;
+export const NODE_WIDTH = 204;
 export const NODE_HEIGHT = 56;
 const MAX_REMEMBERED = 20;
 

@@ -4,7 +4,7 @@ import { graphlib, layout } from "../../vendor/dagre.js";
 
 onmessage = ({ data: { id, nodes, edges, direction, width, height } }) => {
   const graph = new graphlib.Graph();
-  graph.setGraph({ rankdir: direction, ranker: "tight-tree", nodesep: 22, ranksep: direction === "LR" ? 56 : 40, marginx: 16, marginy: 16 });
+  graph.setGraph({ rankdir: direction, ranker: "tight-tree", nodesep: 20, ranksep: direction === "LR" ? 48 : 36, marginx: 16, marginy: 16 });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const node of nodes) graph.setNode(node, { width, height });
   for (const [from, to] of edges) graph.setEdge(from, to);

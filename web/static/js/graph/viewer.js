@@ -2,7 +2,6 @@
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../../vendor/ui.js";
 import { between, duration } from "../core/time.js";
-import { useMedia } from "../ui/hooks.js";
 import { Icon, stateOf } from "../ui/kit.js";
 import { NODE_HEIGHT, NODE_WIDTH, layoutGraph } from "./layout.js";
 import { panZoom } from "./panzoom.js";
@@ -10,8 +9,10 @@ import { panZoom } from "./panzoom.js";
 const SPRITE = new URL("../../vendor/icons.svg", import.meta.url).href;
 const MIN_FIT = 0.55;
 const PAN_STEP = 60;
-const NAME_CHARACTERS = 24;
-const NOTE_CHARACTERS = 29;
+const DOWN_BONUS = 1.1;
+const TEXT_WIDTH = NODE_WIDTH - 43 - 12;
+const NAME_FONT = "600 13px";
+const NOTE_FONT = "400 11.5px";
 
 const TYPE_ICONS = {
   api_call: "globe",
@@ -25,7 +26,25 @@ const TYPE_ICONS = {
   parallel: "layers",
 };
 
-const short = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
+const ruler = document.createElement("canvas").getContext("2d");
+const fitted = new Map();
+const MAX_FITTED = 5000;
+
+/** The text, cut so that it fits into a node. */
+function fit(text, font) {
+  const key = font + text;
+  const known = fitted.get(key);
+  if (known !== undefined) return known;
+  ruler.font = `${font} ${getComputedStyle(document.body).fontFamily}`;
+  let shown = text;
+  while (shown.length > 1 && ruler.measureText(shown).width > TEXT_WIDTH) {
+    const ratio = TEXT_WIDTH / ruler.measureText(shown).width;
+    shown = `${shown.slice(0, Math.min(shown.length - 2, Math.floor(shown.length * ratio))).trimEnd()}…`;
+  }
+  if (fitted.size > MAX_FITTED) fitted.clear();
+  fitted.set(key, shown);
+  return shown;
+}
 
 /** A rounded path through the layout's points. */
 function curve(points) {
@@ -86,18 +105,17 @@ const Node = ({ id, task, at, selected, onSelect }) => {
     <title>${name}</title>
     <rect class="node-box" width=${NODE_WIDTH} height=${NODE_HEIGHT} rx="10" />
     <g class="node-icon"><svg x="13" y="18" width="20" height="20"><use href=${`${SPRITE}#${task.status ? icon : (TYPE_ICONS[task.type] ?? "circle-dot")}`} /></svg></g>
-    <text class="node-name" x="43" y="24">${short(name, NAME_CHARACTERS)}</text>
-    <text class="node-note" x="43" y="42">${short(text, NOTE_CHARACTERS)}</text>
+    <text class="node-name" x="43" y="24">${fit(name, NAME_FONT)}</text>
+    <text class="node-note" x="43" y="42">${fit(text, NOTE_FONT)}</text>
   </g>`;
 };
 
 /**
+ * Drawn from left to right, or from top to bottom where that is clearly larger on this screen; chosen once.
  * @param {{layoutKey: string, tasks: Object<string, object>, selected: string, onSelect: (id: string) => void}} props
  *   `layoutKey` names the definition's version.
  */
 export const Graph = ({ layoutKey, tasks, selected, onSelect }) => {
-  const narrow = useMedia("(max-width: 700px)");
-  const direction = narrow ? "TB" : "LR";
   const ids = Object.keys(tasks);
   const edges = useMemo(
     () => ids.flatMap((id) => tasks[id].depends_on.filter((from) => Object.hasOwn(tasks, from)).map((from) => [from, id])),
@@ -111,14 +129,14 @@ export const Graph = ({ layoutKey, tasks, selected, onSelect }) => {
 
   useEffect(() => {
     let current = true;
-    layoutGraph(layoutKey, ids, edges, direction).then(
-      (made) => current && setPlaced({ ...made, key: `${direction}:${layoutKey}` }),
+    Promise.all(["LR", "TB"].map((direction) => layoutGraph(layoutKey, ids, edges, direction))).then(
+      ([across, down]) => current && setPlaced({ ...(scaleOf(down) > scaleOf(across) * DOWN_BONUS ? down : across), key: layoutKey }),
       (error) => current && setProblem(error.message),
     );
     return () => {
       current = false;
     };
-  }, [layoutKey, direction]);
+  }, [layoutKey]);
 
   useEffect(() => {
     control.current = panZoom(svg.current, ({ x, y, scale }) =>
@@ -127,22 +145,23 @@ export const Graph = ({ layoutKey, tasks, selected, onSelect }) => {
     return () => control.current.stop();
   }, []);
 
-  const fit = (smallest) => {
+  const scaleOf = ({ width, height }) => Math.min(1, svg.current.clientWidth / width, svg.current.clientHeight / height);
+  const fitView = (smallest) => {
     const { clientWidth, clientHeight } = svg.current;
     if (!placed || clientWidth === 0) return;
-    const scale = Math.max(smallest, Math.min(1, clientWidth / placed.width, clientHeight / placed.height));
+    const scale = Math.max(smallest, scaleOf(placed));
     const x = placed.width * scale <= clientWidth ? (clientWidth - placed.width * scale) / 2 : 0;
     const y = placed.height * scale <= clientHeight ? (clientHeight - placed.height * scale) / 2 : 0;
     control.current.set({ x, y, scale });
   };
-  useLayoutEffect(() => fit(MIN_FIT), [placed?.key]);
+  useLayoutEffect(() => fitView(MIN_FIT), [placed?.key]);
 
   const onKey = (event) => {
     const step = { ArrowLeft: [PAN_STEP, 0], ArrowRight: [-PAN_STEP, 0], ArrowUp: [0, PAN_STEP], ArrowDown: [0, -PAN_STEP] }[event.key];
     if (step) control.current.pan(...step);
     else if (event.key === "+" || event.key === "=") control.current.zoom(1.25);
     else if (event.key === "-") control.current.zoom(0.8);
-    else if (event.key === "0") fit(0.1);
+    else if (event.key === "0") fitView(0.1);
     else return;
     event.preventDefault();
   };
@@ -168,7 +187,7 @@ export const Graph = ({ layoutKey, tasks, selected, onSelect }) => {
     <div class="graph-tools" role="group" aria-label="Zoom">
       <button type="button" class="icon-button" onClick=${() => control.current.zoom(1.25)} aria-label="Zoom in" title="Zoom in (+)"><${Icon} name="plus" /></button>
       <button type="button" class="icon-button" onClick=${() => control.current.zoom(0.8)} aria-label="Zoom out" title="Zoom out (-)"><${Icon} name="minus" /></button>
-      <button type="button" class="icon-button" onClick=${() => fit(0.1)} aria-label="Fit" title="Fit (0)"><${Icon} name="maximize" /></button>
+      <button type="button" class="icon-button" onClick=${() => fitView(0.1)} aria-label="Fit" title="Fit (0)"><${Icon} name="maximize" /></button>
     </div>
   </div>`;
 };

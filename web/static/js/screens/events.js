@@ -2,7 +2,7 @@
 
 import { html, useEffect, useState } from "../../vendor/ui.js";
 import { get } from "../core/api.js";
-import { clock, full } from "../core/time.js";
+import { full, precise } from "../core/time.js";
 import { Json } from "../ui/json.js";
 import { Icon, Problem, Skeleton } from "../ui/kit.js";
 
@@ -33,7 +33,7 @@ const Line = ({ event, tasks, onSelect }) => {
   return html`<li id=${`event-${seq}`} class=${`event state-${tone(type)}`}>
     <div class="event-line">
       <button type="button" class="event-toggle" aria-expanded=${open} aria-label=${`Event ${seq}, ${type}`} onClick=${() => setOpen(!open)}><${Icon} name=${open ? "chevron-down" : "chevron-right"} size=${12} /><span class="event-seq">${seq}</span></button>
-      <time datetime=${at} title=${full(at)}>${clock(at)}</time><span class="event-type">${type}</span>
+      <time datetime=${at} title=${full(at)}>${precise(at)}</time><span class="event-type">${type}</span>
       ${event.task_id && html`<button type="button" class="link event-task" onClick=${() => onSelect(event.task_id)}>${tasks[event.task_id]?.name ?? event.task_id}</button>`}
       <span class="event-text" title=${summary(event)}>${summary(event)}</span>
     </div>

@@ -31,7 +31,6 @@ const Filters = ({ query, counts }) => {
       ${STATUSES.map((status) => chip(status, STATES[status].word, STATES[status].icon, counts[status] ?? 0))}
     </div>
     ${query.workflow_id && html`<button type="button" class="chip" aria-pressed="true" onClick=${() => setQuery({ workflow_id: null })} title="Remove this filter">workflow: ${query.workflow_id}<${Icon} name="x" size=${12} /></button>`}
-    <label class="search"><${Icon} name="search" /><span class="sr">Find instances</span><input type="search" placeholder="Id, workflow or error" value=${query.text ?? ""} onInput=${(e) => setQuery({ text: e.target.value }, { replace: true })} /></label>
   </div>`;
 };
 
@@ -71,7 +70,8 @@ export const Instances = () => {
   const rows = [...first, ...older.rows.filter((row) => !seen.has(row.id))];
   const cursor = older.cursor === undefined ? data?.next_cursor : older.cursor;
   return html`<${Shell} trail=${[{ word: "Instances" }]}>
-    <header class="screen-head"><h1 tabindex="-1">Instances</h1></header>
+    <header class="screen-head"><h1 tabindex="-1">Instances</h1>
+      <div class="head-actions"><label class="search"><${Icon} name="search" /><span class="sr">Find instances</span><input type="search" placeholder="Id, workflow or error" value=${query.text ?? ""} onInput=${(e) => setQuery({ text: e.target.value }, { replace: true })} /></label></div></header>
     <${Filters} query=${query} counts=${counts} />
     ${problem && html`<${Problem} error=${{ title: "The list cannot be loaded", ...problem }} />`}
     ${!data && !problem && html`<${Skeleton} rows=${8} />`}

@@ -28,7 +28,9 @@ function why(task, tasks) {
       return open.length > 0 ? `Waits for ${open.map((id) => tasks[id].name).join(", ")}.` : "Its turn comes next.";
     }
     case "ready":
-      return "The executor was lost; the task is dispatched again.";
+      return "Its turn comes next.";
+    case "running":
+      return task.attempts.at(-1)?.outcome === "lost" ? "The executor was lost; the task is dispatched again." : "";
     default:
       return "";
   }

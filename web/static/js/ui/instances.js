@@ -105,7 +105,8 @@ const Result = ({ row }) => {
   if (row.status === "failed") return html`<span class="row-error" title=${row.error_message}>${row.error_message || row.error_code}</span>`;
   if (OPEN.some((state) => row.task_counts[state]) && row.current_tasks.length > 0 && !isFinal(row.status))
     return html`<span class="muted row-doing" title=${row.current_tasks.join(", ")}>${row.current_tasks.join(", ")}</span>`;
-  return html`<span class="muted">${row.trigger}</span>`;
+  const words = { pending: "Waiting for a slot", paused: "Waiting to be resumed" };
+  return html`<span class="muted">${words[row.status] ?? ""}</span>`;
 };
 
 /** A table of instances; on a phone, cards. */
@@ -117,7 +118,7 @@ export const InstanceTable = ({ rows, caption, workflow = true }) => html`<table
       (row) => html`<tr key=${row.id}>
         <td class="cell-state"><${State} status=${row.status} /></td>
         ${workflow && html`<td class="cell-name"><a ...${to(instancePath(row.id))}>${row.workflow_name || row.workflow_id}</a></td>`}
-        <td class="cell-id"><a class="plain" ...${to(instancePath(row.id))} aria-label=${`Instance ${row.id}`}><${Id} value=${row.id} /></a></td>
+        <td class="cell-id"><${Id} value=${row.id} link=${to(instancePath(row.id))} /></td>
         <td class="cell-progress"><${Progress} counts=${row.task_counts} /></td>
         <td class="cell-result"><${Result} row=${row} /></td>
         <td class="num">${between(row.started_at, row.completed_at)}</td>

@@ -55,8 +55,10 @@ export const Time = ({ at }) =>
   at ? html`<time datetime=${at} title=${full(at)}>${relative(at)}</time>` : html`<span class="muted">–</span>`;
 
 /** An id: shortened to its end, whole on hover, copied by the button. */
-export const Id = ({ value, short = true }) =>
-  html`<span class="id"><code title=${value}>${short && value.length > 16 ? `…${value.slice(-10)}` : value}</code><${Copy} text=${value} label="Copy id" /></span>`;
+export const Id = ({ value, short = true, link = null }) => {
+  const code = html`<code title=${value}>${short && value.length > 16 ? `…${value.slice(-10)}` : value}</code>`;
+  return html`<span class="id">${link ? html`<a class="plain" ...${link} aria-label=${`Instance ${value}`}>${code}</a>` : code}<${Copy} text=${value} label="Copy id" /></span>`;
+};
 
 export const Copy = ({ text, label = "Copy" }) => {
   const [done, setDone] = useState(false);
@@ -107,6 +109,7 @@ export const Dialog = ({ title, onClose, children, wide = false }) => {
     const dialog = ref.current;
     const before = document.activeElement;
     dialog.showModal();
+    dialog.querySelector("form :is(input, select, textarea), .dialog-foot .button")?.focus();
     return () => {
       dialog.close();
       if (before instanceof HTMLElement) before.focus();

@@ -38,7 +38,7 @@ const PILL = {
 const Pill = () => {
   const { state, lastContact } = connection.value;
   const { word, tone } = PILL[state];
-  const age = state === "reconnecting" ? `, data from ${duration(Math.floor((now.value - lastContact) / 1000) * 1000)} ago` : "";
+  const age = state === "reconnecting" ? `, data from ${duration(now.value - lastContact, { whole: true })} ago` : "";
   return html`<span class=${`pill ${tone}`} role="status"><span class="dot"></span>${word}<span class="pill-age">${age}</span></span>`;
 };
 
