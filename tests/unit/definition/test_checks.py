@@ -122,17 +122,37 @@ def test_null_counts_as_absent() -> None:
         (workflow(global_timeout_seconds="60"), [("wrong-type", "/global_timeout_seconds")]),
         (workflow(global_timeout_seconds=True), [("wrong-type", "/global_timeout_seconds")]),
         (workflow(global_timeout_seconds=1e12), [("wrong-value", "/global_timeout_seconds")]),
-        (workflow(global_retry_config={"max_attempts": 0}), [("wrong-value", "/global_retry_config/max_attempts")]),
-        (workflow(global_retry_config={"max_attempts": 1.5}), [("wrong-type", "/global_retry_config/max_attempts")]),
-        (workflow(global_retry_config={"strategy": "exp"}), [("wrong-value", "/global_retry_config/strategy")]),
-        (workflow(global_retry_config={"retry_on_codes": ["a b"]}), [("wrong-value", "/global_retry_config/retry_on_codes/0")]),
+        (
+            workflow(global_retry_config={"max_attempts": 0}),
+            [("wrong-value", "/global_retry_config/max_attempts")],
+        ),
+        (
+            workflow(global_retry_config={"max_attempts": 1.5}),
+            [("wrong-type", "/global_retry_config/max_attempts")],
+        ),
+        (
+            workflow(global_retry_config={"strategy": "exp"}),
+            [("wrong-value", "/global_retry_config/strategy")],
+        ),
+        (
+            workflow(global_retry_config={"retry_on_codes": ["a b"]}),
+            [("wrong-value", "/global_retry_config/retry_on_codes/0")],
+        ),
         (workflow(task(retries=3)), [("unknown-field", "/tasks/0/retries")]),
         (workflow(extra=1), [("unknown-field", "/extra")]),
         (workflow(task(condition="x > 1")), [("wrong-type", "/tasks/0/condition")]),
         (workflow(task(condition={})), [("empty-condition", "/tasks/0/condition")]),
         (workflow(task(condition={"expression": ""})), [("wrong-value", "/tasks/0/condition/expression")]),
-        (workflow(task(condition={"expresion": "1"})), [("unknown-field", "/tasks/0/condition/expresion"), ("empty-condition", "/tasks/0/condition")][:1]),
-        (workflow(task(condition={"expression": "1", "condition_type": "js"})), [("wrong-value", "/tasks/0/condition/condition_type")]),
+        (
+            workflow(task(condition={"expresion": "1"})),
+            [("unknown-field", "/tasks/0/condition/expresion"), ("empty-condition", "/tasks/0/condition")][
+                :1
+            ],
+        ),
+        (
+            workflow(task(condition={"expression": "1", "condition_type": "js"})),
+            [("wrong-value", "/tasks/0/condition/condition_type")],
+        ),
         (workflow(task(depends_on="b")), [("wrong-type", "/tasks/0/depends_on")]),
         (workflow(task(depends_on=[3])), [("wrong-type", "/tasks/0/depends_on/0")]),
         (workflow(task(outputs=["a-b"])), [("wrong-value", "/tasks/0/outputs/0")]),
@@ -153,7 +173,7 @@ def test_null_counts_as_absent() -> None:
         (workflow({"id": "a"}), [("no-work", "/tasks/0")]),
         (workflow({"id": "a", "type": "parallel", "parameters": {}}), [("no-work", "/tasks/0")]),
     ],
-)  # fmt: skip
+)
 def test_wrong_fields_are_found(definition: object, expected: list[tuple[str, str]]) -> None:
     found = codes_of(definition)
     assert found[: len(expected)] == expected, found
@@ -295,9 +315,18 @@ def test_tasks_come_in_the_order_they_are_written_where_they_are_free() -> None:
         ([task(), task("b", depends_on=["a", "a"])], [("duplicate-dependency", "/tasks/1/depends_on/1")]),
         ([task(), task()], [("duplicate-id", "/tasks/1/id")]),
         ([task(on_error={"action": "fallback"})], [("no-fallback", "/tasks/0/on_error")]),
-        ([task(on_error={"action": "fallback", "fallback": "a"})], [("self-fallback", "/tasks/0/on_error/fallback")]),
-        ([task(on_error={"action": "fallback", "fallback": "b"})], [("unknown-fallback", "/tasks/0/on_error/fallback")]),
-        ([task(on_error={"action": "skip", "fallback": "b"}), task("b")], [("unused-fallback", "/tasks/0/on_error/fallback")]),
+        (
+            [task(on_error={"action": "fallback", "fallback": "a"})],
+            [("self-fallback", "/tasks/0/on_error/fallback")],
+        ),
+        (
+            [task(on_error={"action": "fallback", "fallback": "b"})],
+            [("unknown-fallback", "/tasks/0/on_error/fallback")],
+        ),
+        (
+            [task(on_error={"action": "skip", "fallback": "b"}), task("b")],
+            [("unused-fallback", "/tasks/0/on_error/fallback")],
+        ),
         (
             [
                 task(on_error={"action": "fallback", "fallback": "b"}),
@@ -305,7 +334,11 @@ def test_tasks_come_in_the_order_they_are_written_where_they_are_free() -> None:
                 task("c", depends_on=["b"]),
                 task("d"),
             ],
-            [("unreachable-task", "/tasks/0"), ("unreachable-task", "/tasks/1"), ("unreachable-task", "/tasks/2")],
+            [
+                ("unreachable-task", "/tasks/0"),
+                ("unreachable-task", "/tasks/1"),
+                ("unreachable-task", "/tasks/2"),
+            ],
         ),
         (
             [
@@ -317,7 +350,7 @@ def test_tasks_come_in_the_order_they_are_written_where_they_are_free() -> None:
             [("fallback-waits", "/tasks/1/depends_on/0")],
         ),
     ],
-)  # fmt: skip
+)
 def test_graphs_that_cannot_run_are_refused(
     tasks: list[dict[str, Any]], expected: list[tuple[str, str]]
 ) -> None:
@@ -420,13 +453,37 @@ def with_parameters(type: str, parameters: dict[str, Any], **fields: Any) -> dic
 @pytest.mark.parametrize(
     ("type", "parameters", "expected"),
     [
-        ("api_call", {"url": "http://x", "metod": "GET"}, [("unknown-parameter", "/tasks/0/parameters/metod")]),
-        ("api_call", {"url": "http://x", "method": "FETCH"}, [("wrong-parameter", "/tasks/0/parameters/method")]),
-        ("api_call", {"url": "http://x", "timeout": "5"}, [("wrong-parameter", "/tasks/0/parameters/timeout")]),
+        (
+            "api_call",
+            {"url": "http://x", "metod": "GET"},
+            [("unknown-parameter", "/tasks/0/parameters/metod")],
+        ),
+        (
+            "api_call",
+            {"url": "http://x", "method": "FETCH"},
+            [("wrong-parameter", "/tasks/0/parameters/method")],
+        ),
+        (
+            "api_call",
+            {"url": "http://x", "timeout": "soon"},
+            [("wrong-parameter", "/tasks/0/parameters/timeout")],
+        ),
         ("api_call", {}, [("missing-parameter", "/tasks/0/parameters")]),
-        ("api_call", {"parallel_requests": [{"name": "a"}]}, [("missing-parameter", "/tasks/0/parameters/parallel_requests/0")]),
-        ("api_call", {"parallel_requests": 3}, [("wrong-parameter", "/tasks/0/parameters/parallel_requests")]),
-        ("api_call", {"parallel_requests": [3]}, [("wrong-parameter", "/tasks/0/parameters/parallel_requests")]),
+        (
+            "api_call",
+            {"parallel_requests": [{"name": "a"}]},
+            [("missing-parameter", "/tasks/0/parameters/parallel_requests/0")],
+        ),
+        (
+            "api_call",
+            {"parallel_requests": 3},
+            [("wrong-parameter", "/tasks/0/parameters/parallel_requests")],
+        ),
+        (
+            "api_call",
+            {"parallel_requests": [3]},
+            [("wrong-parameter", "/tasks/0/parameters/parallel_requests")],
+        ),
         (
             "api_call",
             {"parallel_requests": [{"name": "a", "url": "u"}, {"name": "a", "url": "u"}]},
@@ -434,6 +491,31 @@ def with_parameters(type: str, parameters: dict[str, Any], **fields: Any) -> dic
         ),
         ("data_transform", {"input_data": 1}, [("missing-parameter", "/tasks/0/parameters")]),
         ("validation", {"data": 1, "rules": {}}, [("wrong-parameter", "/tasks/0/parameters/rules")]),
+        (
+            "data_transform",
+            {"input_data": 1, "transformations": [{"type": "fliter"}]},
+            [("wrong-parameter", "/tasks/0/parameters/transformations/0")],
+        ),
+        (
+            "data_transform",
+            {"input_data": 1, "transformations": [{"type": "map", "config": {}}]},
+            [("wrong-parameter", "/tasks/0/parameters/transformations/0")],
+        ),
+        (
+            "data_transform",
+            {"input_data": 1, "transformations": [{"type": "map", "config": {"expression": "x +"}}]},
+            [("expression", "/tasks/0/parameters/transformations/0/config/expression")],
+        ),
+        (
+            "validation",
+            {"data": 1, "rules": [{"type": "required", "field": "a"}, {"type": "rang"}]},
+            [("wrong-parameter", "/tasks/0/parameters/rules/1")],
+        ),
+        (
+            "validation",
+            {"data": 1, "rules": [{"type": "range", "field": "a", "config": {"min": "x"}}]},
+            [("wrong-parameter", "/tasks/0/parameters/rules/0")],
+        ),
         ("file_operation", {"operation": "read"}, [("missing-parameter", "/tasks/0/parameters")]),
         ("conditional", {}, [("missing-parameter", "/tasks/0/parameters")]),
         ("decision", {"tree": 3}, [("wrong-parameter", "/tasks/0/parameters/tree")]),
@@ -446,7 +528,10 @@ def with_parameters(type: str, parameters: dict[str, Any], **fields: Any) -> dic
         (
             "parallel",
             {"task_type": "api_call", "task_config": {"urls": 1}},
-            [("missing-parameter", "/tasks/0/parameters/task_config"), ("unknown-parameter", "/tasks/0/parameters/task_config/urls")],
+            [
+                ("missing-parameter", "/tasks/0/parameters/task_config"),
+                ("unknown-parameter", "/tasks/0/parameters/task_config/urls"),
+            ],
         ),
         (
             "sequential",
@@ -455,7 +540,7 @@ def with_parameters(type: str, parameters: dict[str, Any], **fields: Any) -> dic
         ),
         ("parallel", {"task_type": "api_call"}, [("missing-parameter", "/tasks/0/parameters")]),
     ],
-)  # fmt: skip
+)
 def test_parameters_that_would_fail_every_time_are_refused(
     type: str, parameters: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
@@ -465,18 +550,42 @@ def test_parameters_that_would_fail_every_time_are_refused(
 @pytest.mark.parametrize(
     ("type", "parameters"),
     [
-        ("api_call", {"method": "POST", "url": "{workflow_id}", "headers": {}, "data": None, "timeout": 30, "retry_count": 3}),
+        (
+            "api_call",
+            {
+                "method": "POST",
+                "url": "{workflow_id}",
+                "headers": {},
+                "data": None,
+                "timeout": 30,
+                "retry_count": 3,
+            },
+        ),
         ("api_call", {"url": "u", "timeout": "{execution_time}", "headers": "{inputs}"}),
         ("api_call", {"parallel_requests": "{inputs}"}),
         ("api_call", {"url": "u", "polling_interval": 1, "max_wait_time": 9, "until": "body.done"}),
         ("file_operation", {"operations": [{"operation": "write", "file_path": "a"}]}),
         ("file_operation", {"additional_files": [{"path": "a", "content": "b"}]}),
-        ("conditional", {"expression": "amount > 1000 and user.verified == True", "context": "{workflow_context}", "condition_type": "python"}),
-        ("decision", {"tree": {"condition": "x > 1", "true_branch": "a", "false_branch": "b"}, "context": {}}),
+        (
+            "conditional",
+            {
+                "expression": "amount > 1000 and user.verified == True",
+                "context": "{workflow_context}",
+                "condition_type": "python",
+            },
+        ),
+        (
+            "decision",
+            {"tree": {"condition": "x > 1", "true_branch": "a", "false_branch": "b"}, "context": {}},
+        ),
         ("parallel", {"task_type": "{inputs}", "task_config": {"anything": 1}}),
+        (
+            "validation",
+            {"data": 1, "rules": [{"type": "range", "field": "a", "config": {"min": "{execution_time}"}}]},
+        ),
         ("parallel", {"task_type": "api_call", "task_config": "{inputs}"}),
     ],
-)  # fmt: skip
+)
 def test_good_parameters_are_accepted(type: str, parameters: dict[str, Any]) -> None:
     assert parse_object(with_parameters(type, parameters)).warnings == []
 

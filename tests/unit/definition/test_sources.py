@@ -258,8 +258,19 @@ def test_any_bytes_give_a_definition_error(data: bytes) -> None:
 
 structure = st.lists(
     st.sampled_from(
-        list("{}[]:,-?*&!|>'\"%@`#\n \t")
-        + ["a", "- ", ": ", "\n  ", "---\n", "...\n", "<<: ", "!!str ", "&a ", "*a"]
+        [
+            *"{}[]:,-?*&!|>'\"%@`#\n \t",
+            "a",
+            "- ",
+            ": ",
+            "\n  ",
+            "---\n",
+            "...\n",
+            "<<: ",
+            "!!str ",
+            "&a ",
+            "*a",
+        ]
     ),
     max_size=60,
 ).map("".join)
