@@ -4,7 +4,7 @@ Every number comes from the log by cursor, never from a message that could get l
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +15,9 @@ from prometheus_client import Counter, Gauge
 from agents.base import Agent
 from agents.log_reader import LogReader
 from agents.monitor_agent.alerting import AlertBook, firing
+from agents.monitor_agent.answers import Answers
 from agents.monitor_agent.resources import Resources
-from agents.monitor_agent.roster import Roster, agent_object
+from agents.monitor_agent.roster import Roster
 from agents.monitor_agent.store import MonitorStore
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError, InvalidParameters
@@ -24,24 +25,19 @@ from amp.subscriptions import Event
 from orchestration import contracts, reports
 from orchestration.alerts import BUILT_IN_RULES, Alert, AlertSeverity, Finding, Rule, RuleOutcome, compare
 from orchestration.contracts import EventRecord
-from orchestration.tallies import BUCKET_SECONDS, EVENT_TYPES, OpenInstance, bucket_of, fold, total
+from orchestration.tallies import EVENT_TYPES, OpenInstance, bucket_of, fold
 from runtime.ids import new_id
 from runtime.settings import MonitorAgentSettings, Settings
 
 STORE_FILE = "monitor.db"
 RULE_RANGE = timedelta(hours=1)
 """The rules look at this much of the past."""
-DASHBOARD_RANGE = timedelta(hours=24)
-TREND_STEPS = 24
-MAX_POINTS = 2000
-DEFINITIONS_TIMEOUT_SECONDS = 2.0
 MAX_METADATA_BYTES = 16 * 1024
 MAX_TYPE_CHARACTERS = 100
 _COUNTED_TYPES = frozenset(
     {"workflow_failure", "error_escalation", "error_occurred", "agent_unhealthy"}
     | {rule.alert_type for rule in BUILT_IN_RULES}
 )
-WIDGETS = ("overview", "performance", "alerts", "workflows")
 
 
 class MonitorAgent(Agent):
@@ -57,6 +53,7 @@ class MonitorAgent(Agent):
         self.alerts = AlertBook({}, self.section.max_alerts)
         self.roster = Roster(self.clock, self.agent_id)
         self.resources = Resources(self.clock, Path(settings.data_dir))
+        self.answers = self._make_answers()
         self.rules: tuple[Rule, ...] = (*BUILT_IN_RULES, *_configured(self.section))
         self._saving = asyncio.Lock()
         self._reader: LogReader | None = None
@@ -69,7 +66,7 @@ class MonitorAgent(Agent):
         )
         for name, text, read in (
             ("amp_active_workflows", "Instances that have not ended", lambda: len(self.instances)),
-            ("amp_running_tasks", "Attempts under way", self._running_tasks),
+            ("amp_running_tasks", "Attempts under way", lambda: self.answers.running_tasks()),
             ("amp_alerts_open", "Alerts not resolved", lambda: len(self.alerts.open_alerts)),
             ("amp_monitor_offset", "Offset of the log counted up to", self._offset),
             ("amp_monitor_lag", "Offsets of the log not counted yet", self._lag),
@@ -79,15 +76,27 @@ class MonitorAgent(Agent):
     def offers(self) -> list[Offer]:
         """Return the capabilities of the monitor."""
         return [
-            self.offer(contracts.METRICS_GET, self.get_metrics),
-            self.offer(contracts.METRICS_AGGREGATE, self.aggregate_metrics),
+            self.offer(contracts.METRICS_GET, self.answers.get_metrics),
+            self.offer(contracts.METRICS_AGGREGATE, self.answers.aggregate_metrics),
             self.offer(contracts.ALERT_CREATE, self.create_alert),
             self.offer(contracts.ALERT_LIST, self.list_alerts),
             self.offer(contracts.ALERT_UPDATE, self.update_alert),
-            self.offer(contracts.HEALTH_CHECK, self.check_health),
-            self.offer(contracts.PERFORMANCE_REPORT, self.report_performance),
-            self.offer(contracts.DASHBOARD_DATA, self.dashboard_data),
+            self.offer(contracts.HEALTH_CHECK, self.answers.check_health),
+            self.offer(contracts.PERFORMANCE_REPORT, self.answers.report_performance),
+            self.offer(contracts.DASHBOARD_DATA, self.answers.dashboard_data),
         ]
+
+    def _make_answers(self) -> Answers:
+        return Answers(
+            store=self.store,
+            instances=self.instances,
+            alerts=self.alerts,
+            roster=self.roster,
+            resources=self.resources,
+            clock=self.clock,
+            mesh=lambda: self.mesh,
+            position=self._position,
+        )
 
     # --- its life --------------------------------------------------------------------------------------
 
@@ -96,10 +105,11 @@ class MonitorAgent(Agent):
         await self.store.open()
         self.instances = await self.store.open_instances()
         self.alerts = AlertBook(await self.store.alerts(), self.section.max_alerts)
+        self.answers = self._make_answers()
 
     async def on_ready(self) -> None:
         """Begin to read the log, to watch the agents and to evaluate the rules."""
-        self.roster = Roster(self.clock, self.agent_id)
+        self.roster.own_id = self.agent_id
         await self.mesh.subscribe("agent.*", self._take_agent_event)
         self._reader = LogReader(
             self.mesh,
@@ -119,8 +129,7 @@ class MonitorAgent(Agent):
     def health(self) -> dict[str, Any]:
         """Return how far the log is counted and what is open."""
         return {
-            "log_offset": self._offset(),
-            "log_lag": self._lag(),
+            **self._position(),
             "active_workflows": len(self.instances),
             "open_alerts": len(self.alerts.open_alerts),
         }
@@ -161,7 +170,7 @@ class MonitorAgent(Agent):
         now = self.clock.now()
         tallies = await self.store.workflows(bucket_of(now - RULE_RANGE))
         workflows = {key: reports.workflow_metrics(key, *part) for key, part in tallies.items()}
-        findings, broken = firing(self.rules, workflows, self._system_facts(tallies), now)
+        findings, broken = firing(self.rules, workflows, self.answers.system_facts(tallies), now)
         for rule, error in broken:
             self.logger.warning(
                 "alert_rule_broken", alert_type=rule.alert_type, code=error.code, error=error.message
@@ -235,54 +244,6 @@ class MonitorAgent(Agent):
 
     # --- what it is asked ------------------------------------------------------------------------------
 
-    async def get_metrics(self, incoming: Incoming) -> contracts.MetricsGetReply:
-        """Answer `metrics-get`."""
-        request: contracts.MetricsGetRequest = incoming.parameters
-        now = self.clock.now()
-        since = bucket_of(now - _length(request.time_range))
-        metrics: dict[str, Any]
-        match request.metric_type:
-            case "workflow":
-                found = await self.store.workflows(since, request.workflow_id)
-                metrics = {key: reports.workflow_metrics(key, *part) for key, part in found.items()}
-                if request.workflow_id and not metrics:
-                    empty = reports.WorkflowTally.empty()
-                    metrics[request.workflow_id] = reports.workflow_metrics(request.workflow_id, *empty)
-            case "task":
-                metrics = await self._task_metrics(since, request.workflow_id, request.task_id)
-            case "agent":
-                known = self.roster.agents.values()
-                metrics = {
-                    agent.agent_id: agent_object(agent)
-                    for agent in known
-                    if request.agent_id in ("", agent.agent_id)
-                }
-            case "system":
-                metrics = await self._system_metrics(since, _length(request.time_range))
-        return contracts.MetricsGetReply(metrics=metrics, timestamp=now.isoformat())
-
-    async def aggregate_metrics(self, incoming: Incoming) -> contracts.MetricsAggregateReply:
-        """Answer `metrics-aggregate`."""
-        request: contracts.MetricsAggregateRequest = incoming.parameters
-        now = self.clock.now()
-        length = _length(request.time_range)
-        if length.total_seconds() / max(request.step_seconds, BUCKET_SECONDS) > MAX_POINTS:
-            raise InvalidParameters(
-                f"{request.time_range} in steps of {request.step_seconds:g} s makes more than {MAX_POINTS} points; "
-                "take larger steps",
-                {"path": "$.step_seconds"},
-            )
-        begin = now - length
-        buckets = await self.store.buckets(
-            bucket_of(begin), request.workflow_id, tasks=request.metric == "tasks"
-        )
-        points = reports.steps(buckets, begin=begin, end=now, step_seconds=request.step_seconds)
-        return contracts.MetricsAggregateReply(
-            points=[reports.point_object(point, request.metric) for point in points],
-            timestamp=now.isoformat(),
-            step_seconds=reports.whole_step(request.step_seconds),
-        )
-
     async def create_alert(self, incoming: Incoming) -> contracts.AlertCreateReply:
         """Answer `alert-create`."""
         request: contracts.AlertCreateRequest = incoming.parameters
@@ -338,184 +299,14 @@ class MonitorAgent(Agent):
             await self._announce([alert])
         return contracts.AlertUpdateReply(alert=reports.alert_object(alert), updated=alert != before)
 
-    async def check_health(self, incoming: Incoming) -> contracts.HealthCheckReply:
-        """Answer `health-check`: ask the agents now."""
-        request: contracts.HealthCheckRequest = incoming.parameters
-        await self.roster.check(self.mesh)
-        agents = {key: agent_object(agent) for key, agent in self.roster.agents.items()}
-        status = self.roster.status()
-        if request.agent_id:
-            known = self.roster.agents.get(request.agent_id)
-            agents = {request.agent_id: agent_object(known) if known else {"status": "missing"}}
-            status = "healthy" if known is not None and known.is_well else "unhealthy"
-        return contracts.HealthCheckReply(
-            status=status,
-            agents=agents,
-            checked_at=self.clock.now().isoformat(),
-            system=self.resources.read(),
-            missing_roles=self.roster.missing_roles(),
-        )
-
-    async def report_performance(self, incoming: Incoming) -> contracts.PerformanceReportReply:
-        """Answer `performance-report`."""
-        request: contracts.PerformanceReportRequest = incoming.parameters
-        now, length = self.clock.now(), _length(request.time_range)
-        since = bucket_of(now - length)
-        workflows = await self.store.workflows(since)
-        if request.workflow_ids:
-            workflows = {key: workflows[key] for key in request.workflow_ids if key in workflows}
-        report = reports.summary(
-            workflows,
-            time_range=request.time_range,
-            at=now,
-            active=len(self._active(request.workflow_ids)),
-            open_alerts=len(self.alerts.open_alerts),
-        )
-        report["report_type"] = request.report_type
-        if request.report_type == "detailed":
-            tasks = await self._task_metrics(since)
-            listed = self.alerts.listed(include_resolved=True)[: reports.REPORTED_ALERTS]
-            wanted = set(request.workflow_ids)
-            report |= {
-                "workflow_metrics": {
-                    key: reports.workflow_metrics(key, *part) for key, part in workflows.items()
-                },
-                "task_metrics": {
-                    key: each for key, each in tasks.items() if not wanted or each["workflow_id"] in wanted
-                },
-                "agent_health": {key: agent_object(agent) for key, agent in self.roster.agents.items()},
-                "system_metrics": await self._system_metrics(since, length),
-                "alerts": [reports.alert_object(alert) for alert in listed],
-            }
-        if request.report_type == "trends" or request.include_predictions:
-            points = await self._points(request.workflow_ids, now - length, now)
-            report |= reports.trends(points, with_predictions=request.include_predictions)
-        return contracts.PerformanceReportReply(report=report, generated_at=now.isoformat())
-
-    async def dashboard_data(self, incoming: Incoming) -> contracts.DashboardDataReply:
-        """Answer `dashboard-data`."""
-        request: contracts.DashboardDataRequest = incoming.parameters
-        unknown = [name for name in request.widgets if name not in WIDGETS]
-        if unknown:
-            raise InvalidParameters(
-                f"widget {unknown[0][:50]!r} is none of {', '.join(WIDGETS)}", {"path": "$.widgets"}
-            )
-        now = self.clock.now()
-        workflows = await self.store.workflows(bucket_of(now - DASHBOARD_RANGE))
-        dashboard: dict[str, Any] = {"refresh_interval": request.refresh_interval}
-        for name in dict.fromkeys(request.widgets):
-            match name:
-                case "overview":
-                    dashboard[name] = await self._overview(workflows, now)
-                case "performance":
-                    hours = DASHBOARD_RANGE.total_seconds() / 3600
-                    whole = total(part.tally for part in workflows.values())
-                    dashboard[name] = reports.performance(whole, hours=hours, resources=self.resources.read())
-                case "alerts":
-                    dashboard[name] = reports.alert_widget(self.alerts.open_alerts)
-                case "workflows":
-                    ended = await self.store.recent_executions(reports.RECENT_EXECUTIONS)
-                    dashboard[name] = reports.workflow_widget(workflows, self.instances.values(), ended)
-        return contracts.DashboardDataReply(dashboard=dashboard, last_updated=now.isoformat())
-
-    # --- parts of answers ------------------------------------------------------------------------------
-
-    async def _overview(
-        self, workflows: Mapping[str, reports.WorkflowTally], now: datetime
-    ) -> dict[str, Any]:
-        unwell = sum(1 for agent in self.roster.agents.values() if agent.status in ("lost", "unresponsive"))
-        return reports.overview(
-            workflows,
-            self.instances.values(),
-            total_workflows=len(await self._workflow_ids(workflows)),
-            recent_errors=await self.store.count_errors(bucket_of(now - RULE_RANGE)),
-            unhealthy_agents=unwell,
-        )
-
-    async def _workflow_ids(self, seen: Mapping[str, object]) -> set[str]:
-        """Return the ids of all stored workflows and of those that ran lately."""
-        try:
-            stored = await self.mesh.request(
-                contracts.DEFINITION_LIST.id,
-                contracts.DefinitionListRequest(),
-                reply_type=_DefinitionIds,
-                timeout_seconds=DEFINITIONS_TIMEOUT_SECONDS,
-            )
-        except AmpError as error:
-            self.logger.warning("definitions_not_counted", code=error.code)
-            return set(seen)
-        return {each.workflow_id for each in stored.definitions} | set(seen)
-
-    async def _task_metrics(self, since: int, workflow_id: str = "", task_id: str = "") -> dict[str, Any]:
-        """Return task metrics by task id when one workflow is asked for, else by workflow_id/task_id."""
-        found = await self.store.tasks(since, workflow_id, task_id)
-        return {
-            task if workflow_id else f"{workflow}/{task}": reports.task_metrics(workflow, task, *part)
-            for (workflow, task), part in found.items()
-        }
-
-    async def _system_metrics(self, since: int, length: timedelta) -> dict[str, Any]:
-        facts = self._system_facts(await self.store.workflows(since))
-        hours = length.total_seconds() / 3600
-        tasks = total(tally for _, tally in await self.store.buckets(since, tasks=True))
-        return {
-            **facts,
-            "throughput_per_hour": round(facts["total_executions"] / hours, 4),
-            "tasks_completed": tasks.completed,
-            "tasks_failed": tasks.failed,
-            "task_attempts": tasks.started,
-            "recent_errors": await self.store.count_errors(since),
-            "log_offset": self._offset(),
-            "log_lag": self._lag(),
-            "agents": len(self.roster.agents),
-        }
-
-    def _system_facts(self, workflows: Mapping[str, reports.WorkflowTally]) -> dict[str, Any]:
-        whole = total(part.tally for part in workflows.values())
-        return {
-            **reports.workflow_metrics("", whole, {}),
-            "active_workflows": len(self.instances),
-            "running_tasks": self._running_tasks(),
-            **self.resources.read(),
-        }
-
-    async def _points(
-        self, workflow_ids: Sequence[str], begin: datetime, end: datetime
-    ) -> list[reports.Point]:
-        buckets = [
-            pair for key in (workflow_ids or [""]) for pair in await self.store.buckets(bucket_of(begin), key)
-        ]
-        step_seconds = (end - begin).total_seconds() / TREND_STEPS
-        return reports.steps(buckets, begin=begin, end=end, step_seconds=step_seconds)
-
-    def _active(self, workflow_ids: Sequence[str]) -> list[OpenInstance]:
-        return [
-            each for each in self.instances.values() if not workflow_ids or each.workflow_id in workflow_ids
-        ]
-
-    def _running_tasks(self) -> int:
-        return sum(len(instance.tasks) for instance in self.instances.values())
-
     def _offset(self) -> int:
         return self._reader.offset if self._reader is not None else 0
 
+    def _position(self) -> dict[str, int]:
+        return {"log_offset": self._offset(), "log_lag": self._lag()}
+
     def _lag(self) -> int:
         return self._reader.newest - self._reader.offset if self._reader is not None else 0
-
-
-class _DefinitionId(msgspec.Struct):
-    workflow_id: str
-
-
-class _DefinitionIds(msgspec.Struct):
-    definitions: list[_DefinitionId]
-
-
-def _length(time_range: str) -> timedelta:
-    try:
-        return reports.parse_range(time_range)
-    except ValueError as problem:
-        raise InvalidParameters(str(problem), {"path": "$.time_range"}) from None
 
 
 def _configured(section: MonitorAgentSettings) -> list[Rule]:

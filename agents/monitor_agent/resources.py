@@ -6,6 +6,9 @@ import psutil
 
 from runtime.clock import Clock
 
+FRESH_SECONDS = 1.0
+"""Over less time than this a share of CPU or network means nothing."""
+
 
 class Resources:
     """CPU since the last look, memory, the data folder's disk, and the network since the last look.
@@ -18,10 +21,16 @@ class Resources:
         self._data_dir = data_dir
         self._seen_bytes = _network_bytes()
         self._seen_at = clock.monotonic()
+        self._read: dict[str, float | None] | None = None
         psutil.cpu_percent(interval=None)
 
     def read(self) -> dict[str, float | None]:
-        """Return cpu_percent, memory_percent, disk_percent, network_percent."""
+        """Return cpu_percent, memory_percent, disk_percent, network_percent; the last ones when just read."""
+        if self._read is None or self._clock.monotonic() - self._seen_at >= FRESH_SECONDS:
+            self._read = self._measure()
+        return dict(self._read)
+
+    def _measure(self) -> dict[str, float | None]:
         folder = self._data_dir if self._data_dir.exists() else Path.cwd()
         return {
             "cpu_percent": psutil.cpu_percent(interval=None),

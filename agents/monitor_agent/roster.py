@@ -72,7 +72,7 @@ class Roster:
     def __init__(self, clock: Clock, own_id: str) -> None:
         self.agents: dict[str, KnownAgent] = {}
         self._clock = clock
-        self._own_id = own_id
+        self.own_id = own_id
 
     def joined(self, data: Mapping[str, Any]) -> None:
         """Note that an agent came or came back."""
@@ -110,7 +110,7 @@ class Roster:
         await asyncio.gather(*(self._probe(mesh, agent, gate) for agent in probed))
 
     async def _probe(self, mesh: MeshClient, agent: KnownAgent, gate: asyncio.Semaphore) -> None:
-        if agent.agent_id == self._own_id:
+        if agent.agent_id == self.own_id:
             agent.status, agent.last_seen, agent.response_time_ms = "healthy", self._clock.now(), 0.0
             return
         capability = next((each for each in PROBES if each in agent.capabilities), None)
