@@ -80,13 +80,17 @@ class LocalRunner:
                     raise CommandError(f"{error.code}: {error.message}") from None
 
     def _settings(self, data_dir: Path) -> Settings:
+        """Return the settings of the run: all as usual, but the log in `data_dir`, and files where they always are."""
         overrides: dict[str, Any] = {
             kind.section_name: {"drain_timeout_seconds": DRAIN_SECONDS} for kind in AGENTS
         }
-        overrides["data_dir"] = str(data_dir)
         overrides["workflow_engine"]["load_workflows_on_start"] = False
         try:
-            return load_settings(self._config, overrides=overrides)
+            usual = load_settings(self._config)
+            folder = usual.data_dir if self._data_dir is None else str(self._data_dir)
+            files = Path(folder, usual.task_executor.files.root).absolute()
+            overrides["task_executor"]["files"] = {"root": str(files)}
+            return load_settings(self._config, overrides={**overrides, "data_dir": str(data_dir)})
         except SettingsError as error:
             raise CommandError(str(error), ExitCode.USAGE) from None
 

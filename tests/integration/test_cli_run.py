@@ -119,6 +119,18 @@ def test_data_folder_keeps_the_log(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "workflow_state.db").is_file()
 
 
+def test_files_of_a_run_outlive_it(tmp_path: Path) -> None:
+    file = tmp_path / "note.yaml"
+    file.write_text(
+        "id: note\nname: Note\ntasks:\n  - id: write\n    type: file_operation\n"
+        "    parameters: {operation: write, file_path: note.txt, content: kept}\n"
+    )
+    done = amp("run", str(file), env={**os.environ, "AMP_DATA_DIR": str(tmp_path / "data")})
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert (tmp_path / "data" / "files" / "note.txt").read_text() == "kept"
+    assert not (tmp_path / "data" / "workflow_state.db").exists()
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     program = "import sys, cli.main; print([name for name in ('aiohttp', 'pydantic', 'httpx') if name in sys.modules])"
     done = subprocess.run(
