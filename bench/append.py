@@ -10,6 +10,7 @@ for 100 events. Rounds of ours and of the reference alternate, so both see the s
 import argparse
 import asyncio
 import json
+import os
 import sqlite3
 import statistics
 import tempfile
@@ -29,6 +30,7 @@ from runtime.clock import SystemClock
 
 APPENDS = 1000
 ROUNDS = 5
+FOLDER = ".tmp"
 INSTANCES = 500
 GROUP_ROWS = 100
 WARM_UP = 50
@@ -150,9 +152,8 @@ def _lost(lost: StoreLost) -> None:
 async def measure(rounds: int, count: int) -> dict[str, dict[str, float]]:
     """Return median, lowest and highest of every figure over the rounds."""
     # A folder of the checkout: a temporary file system in memory would not sync anything.
-    parent = Path(".tmp")
-    parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="bench-append-") as folder:
+    os.makedirs(FOLDER, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="bench-append-") as folder:
         results = [await run_round(Path(folder), number, count) for number in range(rounds)]
     return {
         name: {

@@ -293,6 +293,7 @@ class InstanceListRequest(Wire, frozen=True, kw_only=True):
 
     statuses: list[InstanceStatus] = []
     workflow_id: str | None = None
+    owner: str | None = None
     text: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None

@@ -84,10 +84,10 @@ class StateManager(Agent):
 
     async def on_stopped(self) -> None:
         """Close the store, now that nobody can ask for anything."""
-        if hasattr(self, "cache") and self.cache.redis is not None:
-            await self.cache.redis.close()
         if hasattr(self, "storage"):
             await self.storage.stop()
+        if hasattr(self, "cache") and self.cache.redis is not None:
+            await self.cache.redis.close()
 
     def offers(self) -> list[Offer]:
         """Return the capabilities of the state manager."""
@@ -392,6 +392,9 @@ class StateManager(Agent):
         )
         Gauge("amp_store_last_offset", "The newest committed offset", registry=self.metrics).set_function(
             lambda: self.storage.last_offset
+        )
+        Gauge("amp_store_queued_writes", "Writes that wait or run", registry=self.metrics).set_function(
+            lambda: self.storage.queued_writes
         )
         Gauge("amp_state_cache_hits", "States found in memory", registry=self.metrics).set_function(
             lambda: self.cache.hits

@@ -16,6 +16,8 @@ from runtime.clock import Clock
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".db"
+LOOK_SECONDS = 3600.0
+"""Longest sleep between two looks at the clock, which may jump while the machine sleeps."""
 RETRY_SECONDS = 600.0
 """Wait after an automatic backup failed."""
 
@@ -91,7 +93,10 @@ class Backups:
         """Back up whenever the interval is over, counted from the newest automatic copy, for ever."""
         while self._interval:
             due_at = await asyncio.to_thread(self._due_at)
-            await asyncio.sleep(max(0.0, (due_at - self._clock.now()).total_seconds()))
+            wait_seconds = (due_at - self._clock.now()).total_seconds()
+            if wait_seconds > 0:
+                await asyncio.sleep(min(wait_seconds, LOOK_SECONDS))
+                continue
             try:
                 await self.create(f"auto-{self._clock.now().strftime(_STAMP)}Z{SUFFIX}")
                 await asyncio.to_thread(self._prune)
@@ -118,9 +123,9 @@ class Backups:
         )
 
     def _due_at(self) -> datetime:
-        """Return when the next automatic copy is due; a store without one gets its first after one interval."""
+        """Return when the next automatic copy is due: one interval after the newest, or after the store was made."""
         copies = self._automatic()
-        return (copies[-1][0] if copies else self._clock.now()) + self._interval
+        return (copies[-1][0] if copies else self._storage.created_at) + self._interval
 
     def _prune(self) -> None:
         for _, path in self._automatic()[: -self._kept]:

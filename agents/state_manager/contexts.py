@@ -4,10 +4,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-import msgspec
-
 from agents.state_manager.errors import ContextUnknown, InvalidRequest
-from agents.state_manager.fencing import check_id
+from agents.state_manager.fencing import check_id, encoded
 from agents.state_manager.storage.base import DecideContext, Storage, StoredContext
 from agents.state_manager.store_clock import StoreClock
 from orchestration.contracts import (
@@ -138,7 +136,7 @@ class Contexts:
         return await self._storage.change_context(context_id, decision)
 
     def _check(self, context: StoredContext) -> None:
-        size = len(msgspec.json.encode((context.shared_memory, context.agent_memory)))
+        size = len(encoded((context.shared_memory, context.agent_memory), "the context"))
         if size > self._max_bytes:
             raise InvalidRequest(
                 f"the context would have {size} bytes; state_manager.max_state_bytes is {self._max_bytes}"

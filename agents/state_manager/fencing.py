@@ -28,6 +28,8 @@ MAX_INBOX_ITEMS = 10_000
 """Most entries that one instance's inbox holds at a time."""
 MAX_DEFINITION_BYTES = 4 * 1024 * 1024
 MAX_LEASE_SECONDS = 3600.0
+MAX_CLAIMED_ROWS = 200
+"""Most instances that one claim hands over, so that their rows fit into one frame."""
 MAX_ROW_TEXT_CHARS = 2000
 MAX_ROW_TASKS = 100
 
@@ -114,6 +116,14 @@ def check_id(value: str, place: str) -> None:
     """Raise InvalidRequest when an id is empty, too long or not printable."""
     if not value or len(value) > MAX_ID_LENGTH or not value.isprintable():
         raise InvalidRequest(f"{place} must be 1 to {MAX_ID_LENGTH} printable characters")
+
+
+def encoded(value: object, place: str) -> bytes:
+    """Return a value as JSON. Raises InvalidRequest when it is nested too deeply."""
+    try:
+        return msgspec.json.encode(value)
+    except RecursionError:
+        raise InvalidRequest(f"{place} is nested too deeply") from None
 
 
 def check_inbox(request: InboxPutRequest, data: bytes) -> None:

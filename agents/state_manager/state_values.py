@@ -3,9 +3,8 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import msgspec
-
 from agents.state_manager.errors import InvalidRequest, StateExists, StateNotFound
+from agents.state_manager.fencing import encoded
 from agents.state_manager.storage.base import DecideState, StateChange, StoredState
 
 MAX_FILTERS = 50
@@ -63,7 +62,7 @@ def drop_keys(keys: Collection[str]) -> DecideState:
 
 def check_size(state: Mapping[str, Any], max_bytes: int) -> None:
     """Raise InvalidRequest when a state is larger than the setting `state_manager.max_state_bytes`."""
-    size = len(msgspec.json.encode(state))
+    size = len(encoded(state, "state"))
     if size > max_bytes:
         raise InvalidRequest(
             f"the state would have {size} bytes; state_manager.max_state_bytes is {max_bytes}"

@@ -108,6 +108,16 @@ class Storage(Protocol):
         """Why writing does not work now; empty when it does."""
         ...
 
+    @property
+    def queued_writes(self) -> int:
+        """How many writes wait or run."""
+        ...
+
+    @property
+    def created_at(self) -> datetime:
+        """When the store was made."""
+        ...
+
     async def start(self) -> None:
         """Open the store. Raises StoreUnusable and leaves it untouched when it cannot be served."""
         ...

@@ -63,6 +63,7 @@ class Listing:
         texts = (row.instance_id, row.workflow_id, row.workflow_name, row.error_message)
         return (
             (not request.workflow_id or row.workflow_id == request.workflow_id)
+            and (not request.owner or row.owner == request.owner)
             and (request.created_after is None or row.created_at > request.created_after)
             and (request.created_before is None or row.created_at < request.created_before)
             and (not request.text or any(request.text.lower() in text.lower() for text in texts))

@@ -16,6 +16,7 @@ import msgspec
 
 from agents.state_manager.errors import BackupNotFound, InvalidRequest, StoreBusy, StoreFailed
 from agents.state_manager.fencing import (
+    MAX_CLAIMED_ROWS,
     MAX_INBOX_ITEMS,
     Position,
     check_batches,
@@ -24,6 +25,7 @@ from agents.state_manager.fencing import (
     check_inbox,
     check_lease_seconds,
     check_number,
+    encoded,
     judge_append,
     judge_definition,
     stored_row,
@@ -70,6 +72,8 @@ class _MemoryLog:
     def __init__(self, clock: StoreClock) -> None:
         self.clock = clock
         self.trouble = ""
+        self.queued_writes = 0
+        self.created_at = clock.now()
         self._is_open = False
         self._events: list[EventRecord] = []
         self._logs: defaultdict[str, list[EventRecord]] = defaultdict(list)
@@ -183,7 +187,7 @@ class _MemoryLog:
 
     async def put_inbox(self, request: InboxPutRequest) -> tuple[InboxPutReply, str]:
         """Store an entry for an open instance, once for each dedupe key; return the reply and the owner to tell."""
-        data = msgspec.json.encode(request.data)
+        data = encoded(request.data, "data")
         check_inbox(request, data)
         self._check_open()
         row = self._rows.get(request.instance_id)
@@ -261,7 +265,10 @@ class _MemoryLog:
         self._check_open()
         free = [row for row in self._claimable() if row.owner != owner]
         free.sort(key=lambda row: (row.created_at, row.instance_id))
-        claimed = [msgspec.structs.replace(row, owner=owner, epoch=row.epoch + 1) for row in free[:limit]]
+        claimed = [
+            msgspec.structs.replace(row, owner=owner, epoch=row.epoch + 1)
+            for row in free[: min(limit, MAX_CLAIMED_ROWS)]
+        ]
         self._rows.update((row.instance_id, row) for row in claimed)
         return claimed
 
@@ -288,7 +295,7 @@ class MemoryStorage(_MemoryLog):
     async def put_definition(self, request: DefinitionPutRequest) -> DefinitionPutReply:
         """Store a definition."""
         definition = request.definition
-        check_definition(definition, msgspec.json.encode(definition.content))
+        check_definition(definition, encoded(definition.content, "definition.content"))
         self._check_open()
         key = (definition.workflow_id, definition.version)
         in_force = self._versions.get(key)

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -19,7 +20,7 @@ import aiosqlite
 
 from agents.state_manager.errors import StoreFailed, StoreLost, StoreUnusable
 from agents.state_manager.storage.migrate import SQLITE_MIGRATIONS, migrate, read_migrations
-from agents.state_manager.store_clock import StoreClock
+from agents.state_manager.store_clock import StoreClock, from_microseconds
 from agents.state_manager.writer import Writer, error_name, store_error
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ PRIVATE_FOLDER = 0o700
 _SAVE_FACT = """
 INSERT INTO store_facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
 _READ_FACT = "SELECT value FROM store_facts WHERE name = ?"
+_READ_CREATED_AT = "SELECT applied_at FROM schema_versions WHERE version = 1"
 _READ_LAST_OFFSET = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _CLOCK = "clock_microseconds"
 
@@ -75,6 +77,8 @@ class SqliteCore:
         self._offset = 0
         """The last offset handed out, in the writer's thread."""
         self._saved_clock = 0
+        self._created_at = clock.now()
+        self._on_lost = on_lost
         self._committed_offset = 0
         self._writer = Writer(self._open_writer, Path(f"{self.path}-wal"), on_lost)
         self._readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
@@ -95,6 +99,11 @@ class SqliteCore:
     def queued_writes(self) -> int:
         """How many writes wait or run."""
         return self._writer.waiting
+
+    @property
+    def created_at(self) -> datetime:
+        """When the store was made."""
+        return self._created_at
 
     async def start(self) -> None:
         """Lock, check, migrate and open the store."""
@@ -173,6 +182,8 @@ class SqliteCore:
         count = migrate(connection, read_migrations(SQLITE_MIGRATIONS), self.clock.now_microseconds())
         if count:
             logger.info("store_migrated", extra={"path": str(self.path), "migrations": count})
+        (created_at,) = connection.execute(_READ_CREATED_AT).fetchone()
+        self._created_at = from_microseconds(created_at)
         row = connection.execute(_READ_LAST_OFFSET).fetchone()
         self._offset = int(row[0]) if row else 0
         row = connection.execute(_READ_FACT, (_CLOCK,)).fetchone()
@@ -212,7 +223,10 @@ class SqliteCore:
         try:
             yield connection
         except sqlite3.Error as error:
-            raise store_error(error) from error
+            refusal = store_error(error)
+            if isinstance(refusal, StoreLost):
+                self._on_lost(refusal)
+            raise refusal from error
         finally:
             self._readers.put_nowait(connection)
 

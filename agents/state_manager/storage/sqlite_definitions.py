@@ -4,7 +4,7 @@ import sqlite3
 
 import msgspec
 
-from agents.state_manager.fencing import check_definition, judge_definition
+from agents.state_manager.fencing import check_definition, encoded, judge_definition
 from agents.state_manager.storage.base import MAX_PAGE_BYTES
 from agents.state_manager.storage.sqlite_core import Row, SqliteCore
 from agents.state_manager.store_clock import from_microseconds
@@ -51,7 +51,7 @@ class DefinitionTables(SqliteCore):
     async def put_definition(self, request: DefinitionPutRequest) -> DefinitionPutReply:
         """Store a definition."""
         definition = request.definition
-        content = msgspec.json.encode(definition.content)
+        content = encoded(definition.content, "definition.content")
         check_definition(definition, content)
         return await self.write(lambda connection: self._put(connection, request, content.decode()))
 

@@ -15,6 +15,7 @@ from agents.state_manager.fencing import (
     check_batches,
     check_inbox,
     check_number,
+    encoded,
     judge_append,
     stored_row,
 )
@@ -84,6 +85,7 @@ SELECT instance_id, workflow_id, workflow_version, workflow_name, definition_has
     owner, epoch, seq
 FROM instances
 WHERE (:workflow_id IS NULL OR workflow_id = :workflow_id)
+    AND (:owner IS NULL OR owner = :owner)
     AND (:created_after IS NULL OR created_at > :created_after)
     AND (:created_before IS NULL OR created_at < :created_before)
     AND (:text IS NULL OR instr(lower(instance_id), :text) OR instr(lower(workflow_id), :text)
@@ -97,6 +99,7 @@ SELECT instance_id, workflow_id, workflow_version, workflow_name, definition_has
     owner, epoch, seq
 FROM instances
 WHERE (:workflow_id IS NULL OR workflow_id = :workflow_id)
+    AND (:owner IS NULL OR owner = :owner)
     AND (:created_after IS NULL OR created_at > :created_after)
     AND (:created_before IS NULL OR created_at < :created_before)
     AND (:text IS NULL OR instr(lower(instance_id), :text) OR instr(lower(workflow_id), :text)
@@ -109,6 +112,7 @@ _COUNT_INSTANCES = """
 SELECT status, COUNT(*)
 FROM instances
 WHERE (:workflow_id IS NULL OR workflow_id = :workflow_id)
+    AND (:owner IS NULL OR owner = :owner)
     AND (:created_after IS NULL OR created_at > :created_after)
     AND (:created_before IS NULL OR created_at < :created_before)
     AND (:text IS NULL OR instr(lower(instance_id), :text) OR instr(lower(workflow_id), :text)
@@ -243,7 +247,8 @@ class LogTables(SqliteCore):
         more = was_cut or len(rows) > request.limit
         found = [instance_row(row) for row in rows[: request.limit]]
         filtered = any(
-            values[name] is not None for name in ("workflow_id", "created_after", "created_before", "text")
+            values[name] is not None
+            for name in ("workflow_id", "owner", "created_after", "created_before", "text")
         )
         counted = await self.read(
             _COUNT_INSTANCES if filtered else _COUNT_ALL_INSTANCES, values if filtered else ()
@@ -261,7 +266,7 @@ class LogTables(SqliteCore):
 
     async def put_inbox(self, request: InboxPutRequest) -> tuple[InboxPutReply, str]:
         """Store an entry for an open instance, once for each dedupe key; return the reply and the owner to tell."""
-        data = _encode(request.data)
+        data = encoded(request.data, "data")
         check_inbox(request, data)
         return await self.write(lambda connection: self._put_inbox(connection, request, data.decode()))
 
@@ -388,6 +393,7 @@ def list_values(request: InstanceListRequest) -> dict[str, Any]:
     cursor_at, cursor_id = read_cursor(request.cursor) if request.cursor else (None, None)
     return {
         "workflow_id": request.workflow_id or None,
+        "owner": request.owner or None,
         "created_after": optional_microseconds(request.created_after),
         "created_before": optional_microseconds(request.created_before),
         "text": request.text.lower() if request.text else None,

@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from agents.state_manager.fencing import check_id, check_lease_seconds
+from agents.state_manager.fencing import MAX_CLAIMED_ROWS, check_id, check_lease_seconds
 from agents.state_manager.storage.base import LeaseSweep
 from agents.state_manager.storage.sqlite_core import SqliteCore
 from agents.state_manager.storage.sqlite_log import instance_row
@@ -88,7 +88,7 @@ class OwnershipTables(SqliteCore):
         check_id(owner, "owner")
 
         def work(connection: sqlite3.Connection) -> list[InstanceRow]:
-            values = {"owner": owner, "now": self.now(connection), "limit": limit}
+            values = {"owner": owner, "now": self.now(connection), "limit": min(limit, MAX_CLAIMED_ROWS)}
             rows = [instance_row(row) for row in connection.execute(_CLAIM, values).fetchall()]
             return sorted(rows, key=lambda row: (row.created_at, row.instance_id))
 

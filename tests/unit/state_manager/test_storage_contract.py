@@ -285,6 +285,8 @@ async def ids(storage: Storage, **fields: Any) -> list[str]:
             ["i8", "i4", "i2"],
         ),
         ({"text": "disk"}, ["i4"]),
+        ({"owner": "nobody:1"}, []),
+        ({"owner": ENGINE, "statuses": [InstanceStatus.RUNNING]}, ["i7", "i4", "i1"]),
         ({"text": "I3"}, ["i3"]),
         ({"text": "100%_"}, []),
         ({"created_after": START + timedelta(minutes=2)}, ["i8", "i7", "i6"]),
