@@ -5,7 +5,6 @@ the instance's inbox. Nothing here decides what a task means; that is the handle
 """
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
@@ -74,7 +73,7 @@ class TaskExecutor(Agent):
         )
         self._execution = Execution(
             handlers=task_handlers(self._services),
-            now=self.clock.now,
+            clock=self.clock,
             executor_id=lambda: self.agent_id,
             max_result_bytes=self._section.max_result_bytes,
         )
@@ -221,7 +220,7 @@ class TaskExecutor(Agent):
         return ending
 
     async def _measured(self, capability: str, work: Awaitable[msgspec.Raw]) -> msgspec.Raw:
-        started = time.perf_counter()
+        started = self.clock.monotonic()
         outcome = "failed"
         try:
             answer = await work
@@ -235,7 +234,7 @@ class TaskExecutor(Agent):
             raise
         finally:
             self._finished_tasks.labels(capability, outcome).inc()
-            self._seconds.labels(capability).observe(time.perf_counter() - started)
+            self._seconds.labels(capability).observe(self.clock.monotonic() - started)
 
     def _progress_of(self, attempt: Attempt) -> Callable[[Mapping[str, Any]], Awaitable[None]]:
         """Return what a handler calls to tell watchers how far it is; too frequent calls are dropped."""

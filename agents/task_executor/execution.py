@@ -19,6 +19,7 @@ from amp.errors import AmpError, ExecutionError, InvalidParameters
 from orchestration import templates
 from orchestration.contracts import Attempt, TaskExecuteRequest
 from orchestration.expressions.errors import DataError
+from runtime.clock import Clock
 
 VIEWS_OF_RESULT = 3
 """An answer shows the same data as result, outputs and primary, so it may be this many times a result's size."""
@@ -52,10 +53,10 @@ class Work:
 
 @dataclass(slots=True, kw_only=True)
 class Execution:
-    """Performs work with a table of handlers. `now` is the wall clock; times spent are the loop's."""
+    """Performs work with a table of handlers."""
 
     handlers: Mapping[str, TaskHandler]
-    now: Callable[[], datetime]
+    clock: Clock
     executor_id: Callable[[], str]
     max_result_bytes: int
 
@@ -78,18 +79,18 @@ class Execution:
                 "task_type": task_type,
                 "executor_id": self.executor_id(),
                 "execution_time": seconds,
-                "timestamp": self.now().isoformat(),
+                "timestamp": self.clock.now().isoformat(),
             },
         )
         return self._encoded(answer, limit=self.max_result_bytes * VIEWS_OF_RESULT)
 
     async def _outcome(self, work: Work) -> tuple[Outcome, str, float]:
         """Return the outcome, the task's type and the seconds it took. Raises AmpError."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = self.clock.monotonic()
+        deadline = asyncio.get_running_loop().time() + work.timeout_seconds
         try:
             async with asyncio.timeout(work.timeout_seconds) as limit:
-                outcome, task_type = await self._run(work, started + work.timeout_seconds)
+                outcome, task_type = await self._run(work, deadline)
         except AmpError:
             raise
         except DataError as error:
@@ -101,13 +102,13 @@ class Execution:
             raise ExecutionError(
                 "the task's handler failed unexpectedly; the executor's log says why", retryable=False
             ) from None
-        return outcome, task_type, round(loop.time() - started, 6)
+        return outcome, task_type, round(self.clock.monotonic() - started, 6)
 
     async def _run(self, work: Work, deadline: float) -> tuple[Outcome, str]:
         attempt = work.attempt
         parameters = work.parameters
         if attempt is not None:
-            parameters = filled(parameters, attempt, self.now())
+            parameters = filled(parameters, attempt, self.clock.now())
         names = attempt.variables if attempt is not None else {}
         written, task_type = work.parameters, work.task_type
         if task_type is None:
@@ -122,7 +123,7 @@ class Execution:
             names=names,
             declared=tuple(attempt.declared) if attempt is not None else (),
             deadline=deadline,
-            now=self.now,
+            clock=self.clock,
             progress=work.progress,
             parameters=written,
         )

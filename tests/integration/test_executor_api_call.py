@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -17,8 +16,8 @@ from agents.task_executor.http_client import HttpClient
 from orchestration.contracts import ApiCallRequest, Attempt
 from runtime.settings import HttpSettings
 from tests.integration.executor_servers import Server, hello, serving
+from tests.unit.executor.clocks import FixedClock
 
-NOW = datetime(2026, 1, 15, 10, 0, tzinfo=UTC)
 ATTEMPT = Attempt(
     token="t",
     engine_id="e",
@@ -52,7 +51,7 @@ class Caller:
         context = TaskContext(
             attempt=attempt,
             deadline=asyncio.get_running_loop().time() + seconds,
-            now=lambda: NOW,
+            clock=FixedClock(),
             progress=self._tell,
             names=attempt.variables if attempt else {},
         )
@@ -412,7 +411,9 @@ async def test_too_many_redirects_fail_for_good() -> None:
 async def test_poll_outlives_failures_that_pass() -> None:
     bodies = [{"status": "pending"}, 503, 503, {"status": "pending"}, 500, {"status": "done"}]
     async with serving(sequence(*bodies)) as server, calling() as call:
-        outcome = await call(url=server.url(), polling_interval=2, max_wait_time=60, retry_count=2, attempt=ATTEMPT)
+        outcome = await call(
+            url=server.url(), polling_interval=2, max_wait_time=60, retry_count=2, attempt=ATTEMPT
+        )
     assert outcome.primary == {"status": "done"}
     async with serving(sequence({"status": "pending"}, 503)) as server, calling() as call:
         with pytest.raises(TaskError, match="503"):

@@ -8,7 +8,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from agents.task_executor.handlers.base import Outcome, TaskContext
 from agents.task_executor.handlers.subprocess_ import Subprocess
 from orchestration.contracts import SubprocessRequest
 from runtime.settings import SubprocessSettings
+from tests.unit.executor.clocks import FixedClock
 
 ALLOWED = ("sh", "echo", "cat", "env", "pwd", "sleep", "true", "false", "missing-program", sys.executable)
 WAIT_SECONDS = 10.0
@@ -48,7 +48,7 @@ class Runner:
         context = TaskContext(
             attempt=None,
             deadline=asyncio.get_running_loop().time() + seconds,
-            now=lambda: datetime(2026, 1, 15, tzinfo=UTC),
+            clock=FixedClock(),
             progress=_nobody,
             parameters=written or {},
         )
@@ -277,6 +277,7 @@ EXECUTOR = """
     from pathlib import Path
     from agents.task_executor.files import FileRoot
     from agents.task_executor.processes import Program, run_program
+    from runtime.process import loop_factory
     from runtime.settings import SubprocessSettings
 
     async def main():
@@ -287,7 +288,8 @@ EXECUTOR = """
                               folder=folder)
             await run_program(program, SubprocessSettings(), timeout_seconds=300)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main())
 """
 
 

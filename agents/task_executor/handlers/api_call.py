@@ -36,7 +36,7 @@ class ApiCall:
 
     async def run(self, request: ApiCallRequest, context: TaskContext) -> Outcome:
         """Return the answer as status_code, response (the body) and success; primary is the body."""
-        started = asyncio.get_running_loop().time()
+        started = context.clock.monotonic()
         ready = calls(request, context)
         if request.parallel_requests:
             return await self._parallel(request, ready, context, started)
@@ -58,7 +58,7 @@ class ApiCall:
                 name: value for name, value in answer.headers.items() if name not in HEADERS_NOT_RETURNED
             },
             success=answer.status < 400,
-            execution_time=round(asyncio.get_running_loop().time() - started, 6),
+            execution_time=round(context.clock.monotonic() - started, 6),
         )
         return reply, body
 
@@ -76,7 +76,7 @@ class ApiCall:
             response_data=bodies,
             headers={},
             success=all(reply.success for reply, _ in answers.values()),
-            execution_time=round(asyncio.get_running_loop().time() - started, 6),
+            execution_time=round(context.clock.monotonic() - started, 6),
         )
         return Outcome(result=reply, outputs=bodies, primary=merged(bodies))
 
@@ -108,7 +108,7 @@ class ApiCall:
                     raise
                 status = error.details.get("status_code", 0)
                 wait_seconds = max(interval, _asked_wait(error))
-            waited = asyncio.get_running_loop().time() - started
+            waited = context.clock.monotonic() - started
             if waited + wait_seconds > patience:
                 raise TimedOut(
                     f"still pending after {number} polls in {waited:.1f} seconds (max_wait_time: {patience:g})",
@@ -136,7 +136,7 @@ class ApiCall:
         timeout_seconds = min(call.timeout_seconds, context.remaining_seconds())
         answer = await self._http.send(call.request, timeout_seconds=timeout_seconds)
         if call.fail_on_status and answer.status >= 400:
-            wait_seconds = retry_after_seconds(answer.headers.get("retry-after"), context.now())
+            wait_seconds = retry_after_seconds(answer.headers.get("retry-after"), context.clock.now())
             raise error_for_status(answer, wait_seconds)
         return answer
 
@@ -196,7 +196,7 @@ def _is_pending(until: str | None, answer: HttpAnswer, body: Any, context: TaskC
             "status_code": answer.status,
             "headers": dict(answer.headers),
         }
-        return not expressions.evaluate(until, names, declared=context.declared, now=context.now())
+        return not expressions.evaluate(until, names, declared=context.declared, now=context.clock.now())
     if answer.status == 202:
         return True
     if not isinstance(body, dict):

@@ -7,12 +7,12 @@ task after it returned: the same handler serves all tasks at once.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from orchestration.contracts import Attempt
+from runtime.clock import Clock
 
 Progress = Callable[[Mapping[str, Any]], Awaitable[None]]
 
@@ -29,7 +29,7 @@ class TaskContext:
 
     attempt: Attempt | None
     deadline: float
-    now: Callable[[], datetime]
+    clock: Clock
     progress: Progress
     names: Mapping[str, Any] = field(default_factory=dict)
     declared: tuple[str, ...] = ()

@@ -3,7 +3,6 @@
 Small data is transformed at once, large data on a thread; the engine's own limits bound both.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +31,7 @@ class DataTransform:
         """Return the final data; in another format than json it becomes text. Primary is the data."""
         if request.output_format not in OUTPUT_FORMATS:
             raise InvalidInput(f"output_format: must be one of {', '.join(OUTPUT_FORMATS)}")
-        started = asyncio.get_running_loop().time()
+        started = context.clock.monotonic()
         work = self._work(request, context)
         if self._uses_custom(request):
             data, applied = await self._foreign.run(work)
@@ -44,7 +43,7 @@ class DataTransform:
         reply = DataTransformReply(
             transformed_data=data,
             applied_transformations=applied,
-            execution_time=round(asyncio.get_running_loop().time() - started, 6),
+            execution_time=round(context.clock.monotonic() - started, 6),
         )
         return Outcome(
             result=reply, outputs={"data": data, "transformation_count": len(applied)}, primary=data
@@ -60,7 +59,7 @@ class DataTransform:
                 context.names,
                 self._custom.transformations,
                 declared=context.declared,
-                now=context.now(),
+                now=context.clock.now(),
             )
             if request.output_format != "json":
                 data = formats.encode(data, request.output_format).decode("utf-8")

@@ -3,7 +3,6 @@
 This module decides what may run and how; `agents.task_executor.processes` runs it.
 """
 
-import asyncio
 import os
 import shutil
 from collections.abc import Mapping
@@ -65,7 +64,7 @@ class Subprocess:
         }
         _check_sizes(arguments, environment)
         timeout_seconds = min(request.timeout, context.remaining_seconds())
-        started = asyncio.get_running_loop().time()
+        started = context.clock.monotonic()
         with self._files.opened_folder(request.cwd or "") as folder:
             program = Program(
                 path=path,
@@ -86,7 +85,7 @@ class Subprocess:
             stdout=_text(finished.stdout, finished.stdout_cut),
             stderr=_text(finished.stderr, finished.stderr_cut),
             success=finished.exit_code == 0,
-            execution_time=round(asyncio.get_running_loop().time() - started, 6),
+            execution_time=round(context.clock.monotonic() - started, 6),
         )
         if request.fail_on_exit and not reply.success:
             raise TaskFailed(_ending(request.command, finished), details=_facts(finished), retryable=True)

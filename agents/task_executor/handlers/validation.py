@@ -1,7 +1,5 @@
 """Task type `validation`: data against rules and a JSON Schema. An invalid document is an answer, not a failure."""
 
-import asyncio
-
 from agents.task_executor.compute import Compute, has_loops, is_small
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from orchestration import rules
@@ -20,7 +18,7 @@ class Validation:
 
     async def run(self, request: ValidationRequest, context: TaskContext) -> Outcome:
         """Return the verdict on each rule. Primary is {valid, failed_rules, validation_errors, ...}."""
-        started = asyncio.get_running_loop().time()
+        started = context.clock.monotonic()
         outcome = await self._compute.run(
             lambda: rules.validate(
                 request.data,
@@ -28,7 +26,7 @@ class Validation:
                 context.names,
                 schema=request.schema,
                 declared=context.declared,
-                now=context.now(),
+                now=context.clock.now(),
             ),
             small=request.schema is None
             and len(request.rules) <= MAX_SMALL_RULES
@@ -38,7 +36,7 @@ class Validation:
         reply = ValidationReply(
             is_valid=outcome.is_valid,
             validation_results=list(outcome.results),
-            execution_time=round(asyncio.get_running_loop().time() - started, 6),
+            execution_time=round(context.clock.monotonic() - started, 6),
         )
         outputs = {"valid": outcome.is_valid, "failed_rules": list(outcome.failed_rules)}
         return Outcome(result=reply, outputs=outputs, primary=outcome.primary)

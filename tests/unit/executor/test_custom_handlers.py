@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from agents.task_executor.handlers.custom import Custom
 from amp.errors import AmpError
 from orchestration.contracts import Attempt, CustomTaskRequest
 from runtime.settings import SettingsError
+from tests.unit.executor.clocks import FixedClock
 
 
 def loaded(folder: Path, text: str) -> CustomHandlers:
@@ -98,7 +98,7 @@ async def call(handler: Any, parameters: dict[str, Any] | None = None) -> Outcom
     context = TaskContext(
         attempt=attempt,
         deadline=asyncio.get_running_loop().time() + 5,
-        now=lambda: datetime(2026, 1, 15, tzinfo=UTC),
+        clock=FixedClock(),
         progress=_nobody,
         names=attempt.variables,
     )

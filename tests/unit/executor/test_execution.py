@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from threading import Event, get_ident
 from typing import Any
 
@@ -15,6 +14,7 @@ from agents.task_executor.execution import Execution, Work
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from amp.errors import AmpError
 from orchestration.contracts import Attempt
+from tests.unit.executor.clocks import FixedClock
 
 
 class Text(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,7 +39,7 @@ async def _nobody(data: Mapping[str, Any]) -> None:
 def execution(act: Any, *, max_result_bytes: int = 1000) -> Execution:
     return Execution(
         handlers={"fake": Fake(act)},
-        now=lambda: datetime(2026, 1, 15, tzinfo=UTC),
+        clock=FixedClock(),
         executor_id=lambda: "x-1",
         max_result_bytes=max_result_bytes,
     )
@@ -77,7 +77,7 @@ async def test_envelope_holds_result_outputs_primary_and_metadata() -> None:
             "task_type": "fake",
             "executor_id": "x-1",
             "execution_time": pytest.approx(0, abs=1),
-            "timestamp": "2026-01-15T00:00:00+00:00",
+            "timestamp": "2026-01-15T10:00:00+00:00",
         },
     }
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from agents.task_executor.handlers.file_operation import FileOperation
 from orchestration.contracts import FileOperationRequest
+from tests.unit.executor.clocks import FixedClock
 
 
 async def _nobody(data: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class Operator:
         context = TaskContext(
             attempt=None,
             deadline=asyncio.get_running_loop().time() + 10,
-            now=lambda: datetime(2026, 1, 15, tzinfo=UTC),
+            clock=FixedClock(),
             progress=_nobody,
         )
         return await self._handler.run(msgspec.convert(parameters, FileOperationRequest), context)
