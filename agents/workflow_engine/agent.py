@@ -490,7 +490,9 @@ class WorkflowEngine(Agent):
 
     async def _find(self, instance_id: str) -> tuple[Plan, Instance]:
         driver = self._drivers.get(instance_id)
-        if driver is not None and not driver.lost and driver.committed.seq:
+        if driver is not None and not driver.lost:
+            await driver.stored()
+        if driver is not None and not driver.lost:
             return driver.plan, driver.committed
         if instance_id in self._recent:
             return self._recent[instance_id]

@@ -88,6 +88,8 @@ class Driver:
         self._on_lost = on_lost
         self._mailbox: deque[Letter] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._storing: asyncio.Future[None] | None = None
+        self._open = False
         self._due: list[tuple[datetime, int]] = []
         self._due_count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -107,7 +109,11 @@ class Driver:
         if inbox_id:
             self.seen_inbox.add(inbox_id)
         self._mailbox.append(Letter(stimulus, inbox_id))
-        if self._working is None:
+        self._wake()
+
+    def _wake(self) -> None:
+        """Begin to work off the mailbox, unless that is under way or the instance is not stored yet."""
+        if self._open and self._mailbox and self._working is None:
             self._working = self._spawn(self._work(), f"instance {self.id}")
 
     async def idle(self) -> None:
@@ -115,20 +121,29 @@ class Driver:
         while self._working is not None:
             await asyncio.shield(self._working)
 
+    async def stored(self) -> None:
+        """Return when the append that is on its way now has been answered.
+
+        The log may tell others of a fact a moment before this engine hears that it is stored.
+        """
+        if self._storing is not None:
+            await asyncio.shield(self._storing)
+
     async def begin(self, step: machine.Step) -> contracts.AppendOutcome:
         """Store the first step of a new instance and perform what follows from it."""
         self.instance = step.instance
         outcome = await self._store(step.events, [], expected_seq=0)
         if outcome.status == "ok":
             self._settle(step.events, step.commands)
-            if self._mailbox and self._working is None:
-                self._working = self._spawn(self._work(), f"instance {self.id}")
+            self._open = True
+            self._wake()
         else:
             self.lost = True
         return outcome
 
     def restore(self) -> None:
         """Take up an instance that was rebuilt from its facts: do again what has to be done again."""
+        self._open = True
         for due, _ in machine.due_times(self.plan, self.instance):
             self._note_due(due)
         for command in machine.pending_commands(self.plan, self.instance):
@@ -187,28 +202,34 @@ class Driver:
     ) -> contracts.AppendOutcome:
         for fact in facts:
             self._note_event(fact)
-        return await self._log.append(
-            contracts.AppendBatch(
-                instance_id=self.id,
-                owner=self.owner,
-                epoch=self.epoch,
-                expected_seq=expected_seq,
-                events=[
-                    contracts.NewEvent(type=ev.type_of(fact), at=fact.at, data=msgspec.Raw(ev.encode(fact)))
-                    for fact in facts
-                ],
-                row=row_of(self.plan, self.instance, self._due[0][0] if self._due else None),
-                consumed_inbox_ids=consumed,
-            )
+        batch = contracts.AppendBatch(
+            instance_id=self.id,
+            owner=self.owner,
+            epoch=self.epoch,
+            expected_seq=expected_seq,
+            events=[
+                contracts.NewEvent(type=ev.type_of(fact), at=fact.at, data=msgspec.Raw(ev.encode(fact)))
+                for fact in facts
+            ],
+            row=row_of(self.plan, self.instance, self._due[0][0] if self._due else None),
+            consumed_inbox_ids=consumed,
         )
+        storing = self._storing = asyncio.get_running_loop().create_future()
+        try:
+            outcome = await self._log.append(batch)
+            if outcome.status == "ok":
+                self.committed = self.instance
+        finally:
+            storing.set_result(None)
+            self._storing = None
+        return outcome
 
     def _settle(
         self,
         facts: "tuple[ev.Event, ...] | list[ev.Event]",
         orders: "tuple[cmd.Command, ...] | list[cmd.Command]",
     ) -> None:
-        """The facts are durable: others may know of them now, and what they ask for is done."""
-        self.committed = self.instance
+        """The facts are durable: what they ask for is done."""
         for order in orders:
             self._performer.perform(self, order)
         self._arm()
