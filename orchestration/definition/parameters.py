@@ -90,6 +90,10 @@ def _check_calls(parameters: Mapping[str, Any], path: Path, findings: Findings) 
         if not parameters.get("url"):
             findings.error("missing-parameter", "an api_call needs 'url' or 'parallel_requests'", path)
         return
+    if parameters.get("url"):
+        findings.error(
+            "wrong-parameter", "give either 'url' or 'parallel_requests', not both", (*path, "url")
+        )
     if not isinstance(branches, list):
         return
     names: set[str] = set()
@@ -107,11 +111,15 @@ def _check_calls(parameters: Mapping[str, Any], path: Path, findings: Findings) 
 
 
 def _check_files(parameters: Mapping[str, Any], path: Path, findings: Findings) -> None:
-    """A file_operation names a file, or a list of operations."""
-    if not (
-        parameters.get("file_path") or parameters.get("operations") or parameters.get("additional_files")
-    ):
-        findings.error("missing-parameter", "a file_operation needs 'file_path' or 'operations'", path)
+    """A file_operation names a file, or has a list of operations."""
+    if not parameters.get("operations"):
+        if not parameters.get("file_path"):
+            findings.error("missing-parameter", "a file_operation needs 'file_path' or 'operations'", path)
+        return
+    for name in ("file_path", "additional_files"):
+        if parameters.get(name):
+            message = f"give either {quoted(name)} or 'operations', not both"
+            findings.error("wrong-parameter", message, (*path, name))
 
 
 def _check_fields(request: type, parameters: Mapping[str, Any], path: Path, findings: Findings) -> None:

@@ -102,11 +102,16 @@ def effects_of(capability: str, parameters: Mapping[str, Any]) -> Effects:
     return Effects.ONCE
 
 
+_UNKNOWN_CALL: Mapping[str, Any] = {"method": "known when the template is filled"}
+
+
 def _calls(parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     branches = parameters.get("parallel_requests")
-    if isinstance(branches, list) and branches:
-        return [branch if isinstance(branch, dict) else {"method": "?"} for branch in branches]
-    return [parameters]
+    if not branches:
+        return [parameters]
+    if not isinstance(branches, list):
+        return [_UNKNOWN_CALL]
+    return [branch if isinstance(branch, dict) else _UNKNOWN_CALL for branch in branches]
 
 
 def _is_read(call: Mapping[str, Any]) -> bool:

@@ -517,6 +517,16 @@ def with_parameters(type: str, parameters: dict[str, Any], **fields: Any) -> dic
             [("wrong-parameter", "/tasks/0/parameters/rules/0")],
         ),
         ("file_operation", {"operation": "read"}, [("missing-parameter", "/tasks/0/parameters")]),
+        (
+            "file_operation",
+            {"operations": [{}], "file_path": "a"},
+            [("wrong-parameter", "/tasks/0/parameters/file_path")],
+        ),
+        (
+            "api_call",
+            {"url": "u", "parallel_requests": [{"url": "u"}]},
+            [("wrong-parameter", "/tasks/0/parameters/url")],
+        ),
         ("conditional", {}, [("missing-parameter", "/tasks/0/parameters")]),
         ("decision", {"tree": 3}, [("wrong-parameter", "/tasks/0/parameters/tree")]),
         ("custom", {"task_name": "n", "args": 1}, [("unknown-parameter", "/tasks/0/parameters/args")]),
@@ -565,7 +575,7 @@ def test_parameters_that_would_fail_every_time_are_refused(
         ("api_call", {"parallel_requests": "{inputs}"}),
         ("api_call", {"url": "u", "polling_interval": 1, "max_wait_time": 9, "until": "body.done"}),
         ("file_operation", {"operations": [{"operation": "write", "file_path": "a"}]}),
-        ("file_operation", {"additional_files": [{"path": "a", "content": "b"}]}),
+        ("file_operation", {"file_path": "a", "additional_files": [{"path": "a", "content": "b"}]}),
         (
             "conditional",
             {

@@ -103,7 +103,7 @@ FILES: dict[str, Any] = {"file_path": "x"}
         ("api_call", {**API, "method": "{inputs}"}, "idempotent"),
         ("api_call", {"parallel_requests": [API, API]}, "read"),
         ("api_call", {"parallel_requests": [API, {**API, "method": "POST"}]}, "idempotent"),
-        ("api_call", {"parallel_requests": "{inputs}", "url": "x"}, "read"),
+        ("api_call", {"parallel_requests": "{inputs}"}, "idempotent"),
         ("data_transform", TRANSFORM, "none"),
         ("validation", {"data": 1}, "none"),
         ("conditional", {"expression": "1"}, "none"),
