@@ -13,6 +13,7 @@ if __package__ in (None, ""):
 import structlog
 
 from amp.client import AgentIdentity, MeshClient
+from amp.errors import AgentIdInUse, AmpError
 from amp.hosting import HostingTransport
 from runtime import logging as runtime_logging
 from runtime import process
@@ -28,15 +29,22 @@ DRAIN_SECONDS = 5
 FRAMEWORK = "amp-workflow-orchestration"
 
 
-def mesh_client(settings: Settings, *, clock: SystemClock, random: Random) -> MeshClient:
-    """Return the dashboard's client, not started."""
+def mesh_transport(settings: Settings) -> HostingTransport:
+    """Return how the mesh is reached: the router at its address, or one in this process when none answers there."""
     mesh = settings.mesh
-    transport = HostingTransport(
+    return HostingTransport(
         mesh.router_url,
         api_key=mesh.api_key,
         host_router=mesh.host_router,
         max_frame_bytes=mesh.max_frame_bytes,
     )
+
+
+def mesh_client(
+    settings: Settings, transport: HostingTransport, *, clock: SystemClock, random: Random
+) -> MeshClient:
+    """Return the dashboard's client, not started."""
+    mesh = settings.mesh
     identity = AgentIdentity(
         id=settings.web.agent_id,
         name="web dashboard",
@@ -56,28 +64,37 @@ def mesh_client(settings: Settings, *, clock: SystemClock, random: Random) -> Me
 
 
 async def serve(settings: Settings, stopping: asyncio.Event) -> int:
-    """Serve until `stopping`. Return the exit code."""
+    """Serve until `stopping`. The API answers at once; the mesh is joined as soon as there is one.
+
+    Returns: The exit code.
+    """
     logger = structlog.get_logger("web")
     clock, random = SystemClock(), Random()
-    client = mesh_client(settings, clock=clock, random=random)
+    transport = mesh_transport(settings)
+    client = mesh_client(settings, transport, clock=clock, random=random)
     web_app = WebApplication(settings.web, client, clock=clock, random=random)
-    joining: asyncio.Task[None] | None = None
+    waits: list[asyncio.Task[Any]] = []
     try:
         port = await web_app.start()
-        joining = asyncio.get_running_loop().create_task(client.start(), name="web:join-mesh")
         logger.info("dashboard_ready", url=f"http://{settings.web.host}:{port}")
+        loop = asyncio.get_running_loop()
+        joining = loop.create_task(client.start(), name="web:join-mesh")
+        waits = [joining, loop.create_task(stopping.wait(), name="web:stopping")]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if joining.done():
+            joining.result()
         await stopping.wait()
-    except OSError as error:
-        logger.error(
-            "dashboard_not_started", host=settings.web.host, port=settings.web.port, reason=str(error)
-        )
+    except (OSError, AmpError) as error:
+        cure = "give this one another --agent-id" if isinstance(error, AgentIdInUse) else "see the reason"
+        logger.error("dashboard_failed", port=settings.web.port, reason=str(error), cure=cure)
         return EXIT_FAILURE
     finally:
-        if joining is not None:
-            joining.cancel()
-            await asyncio.gather(joining, return_exceptions=True)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
         await web_app.stop()
         await client.stop(drain_seconds=DRAIN_SECONDS)
+        await transport.close()
     return 0
 
 
@@ -88,10 +105,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     )
     parser.add_argument("--host", help="loopback address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: 8090; 0: any free port)")
+    parser.add_argument("--agent-id", help="the dashboard's id on the mesh (default: web-dashboard)")
     parser.add_argument("--config", type=Path, help="settings file (default: config/agent_config.yaml)")
     parser.add_argument("--router-url", help="where the mesh router is")
     options = parser.parse_args(arguments)
-    given = {"host": options.host, "port": options.port}
+    given = {"host": options.host, "port": options.port, "agent_id": options.agent_id}
     overrides: dict[str, Any] = {"web": {key: value for key, value in given.items() if value is not None}}
     if options.router_url is not None:
         overrides["mesh"] = {"router_url": options.router_url}

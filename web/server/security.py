@@ -37,6 +37,9 @@ HEADERS = {
 }
 
 
+SERVER_NAME = "amp"
+
+
 class InsecureBindError(Exception):
     """The address asked for would let other machines drive the mesh without a login."""
 
@@ -104,6 +107,7 @@ def add_headers(headers: CIMultiDict[str], *, request_id: str) -> None:
     for name, value in HEADERS.items():
         headers.setdefault(name, value)
     headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+    headers[hdrs.SERVER] = SERVER_NAME
     headers["X-Request-Id"] = request_id
 
 
