@@ -20,7 +20,7 @@ from agents.task_executor.attempts import Attempts, Ending
 from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
 from agents.task_executor.errors import Overloaded, TaskCancelled
-from agents.task_executor.execution import Execution, Work, as_amp_error
+from agents.task_executor.execution import Execution, Work, as_amp_error, filled
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.registry import Services, task_handlers
 from agents.task_executor.http_client import HttpClient
@@ -30,7 +30,7 @@ from amp.subscriptions import Event
 from orchestration import contracts, templates
 from orchestration.contracts import Attempt
 from orchestration.expressions.errors import DataError
-from runtime.settings import AgentSection, Settings, TaskExecutorSettings
+from runtime.settings import AgentSection, Settings, SettingsError, TaskExecutorSettings
 
 ABANDONED_PATIENCE_SECONDS = 300.0
 """How long a result that nobody waits for looks for the state manager."""
@@ -74,6 +74,7 @@ class TaskExecutor(Agent):
         self._execution = Execution(
             handlers=task_handlers(self._services),
             clock=self.clock,
+            compute=self._services.compute,
             executor_id=lambda: self.agent_id,
             max_result_bytes=self._section.max_result_bytes,
         )
@@ -278,9 +279,10 @@ class TaskExecutor(Agent):
             variables=request.variables, declared=frozenset(request.declared), now=self.clock.now()
         )
         try:
-            return contracts.TemplateRenderReply(parameters=templates.render(request.parameters, scope))
+            parameters = await filled(request.parameters, scope, self._services.compute)
         except DataError as error:
             raise as_amp_error(error) from None
+        return contracts.TemplateRenderReply(parameters=parameters)
 
     # --- results that nobody waits for -----------------------------------------------------------------
 
@@ -375,6 +377,20 @@ def attempt_of(incoming: Incoming) -> Attempt | None:
             f"context: a token has at most {MAX_TOKEN_CHARACTERS} characters", retryable=False
         )
     return attempt
+
+
+def files_root(settings: Settings) -> Path:
+    """Return the folder that tasks may work in, absolute.
+
+    Raises: SettingsError when it would hold the product's own data.
+    """
+    data, root = Path(settings.data_dir).resolve(), settings.task_executor.files.root
+    folder = (data / root).resolve()
+    if data.is_relative_to(folder):
+        raise SettingsError(
+            f"task_executor.files.root: {root!r} holds the data folder {str(data)!r}; name a folder below or beside it"
+        )
+    return folder
 
 
 def own_ports(settings: Settings) -> Iterator[int]:

@@ -6,12 +6,12 @@ It knows handlers and contracts, but neither the mesh nor tokens. Every failure 
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import msgspec
 import structlog
 
+from agents.task_executor.compute import Compute, has_loops, is_small
 from agents.task_executor.custom_handlers import closest
 from agents.task_executor.errors import InvalidInput, ResultTooLarge, TaskFailed, TimedOut
 from agents.task_executor.handlers.base import Outcome, Progress, TaskContext, TaskHandler
@@ -57,6 +57,7 @@ class Execution:
 
     handlers: Mapping[str, TaskHandler]
     clock: Clock
+    compute: Compute
     executor_id: Callable[[], str]
     max_result_bytes: int
 
@@ -108,7 +109,10 @@ class Execution:
         attempt = work.attempt
         parameters = work.parameters
         if attempt is not None:
-            parameters = filled(parameters, attempt, self.clock.now())
+            scope = templates.Scope(
+                variables=attempt.variables, declared=frozenset(attempt.declared), now=self.clock.now()
+            )
+            parameters = await filled(parameters, scope, self.compute)
         names = attempt.variables if attempt is not None else {}
         written, task_type = work.parameters, work.task_type
         if task_type is None:
@@ -151,10 +155,13 @@ class Execution:
         return msgspec.Raw(encoded)
 
 
-def filled(parameters: Mapping[str, Any], attempt: Attempt, now: datetime) -> Mapping[str, Any]:
-    """Return the parameters with every template replaced. Raises TemplateError."""
-    scope = templates.Scope(variables=attempt.variables, declared=frozenset(attempt.declared), now=now)
-    rendered: Mapping[str, Any] = templates.render(parameters, scope)
+async def filled(parameters: Mapping[str, Any], scope: templates.Scope, compute: Compute) -> dict[str, Any]:
+    """Return the parameters with every template replaced, worked out off the loop when that may take a while.
+
+    Raises: TemplateError.
+    """
+    small = is_small(parameters, scope.variables) and not has_loops(parameters)
+    rendered: dict[str, Any] = await compute.run(lambda: templates.render(parameters, scope), small=small)
     return rendered
 
 

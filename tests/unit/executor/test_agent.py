@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from agents.task_executor import TaskExecutor
-from agents.task_executor.agent import OVERCOMMIT, attempt_of, own_ports
+from agents.task_executor.agent import OVERCOMMIT, attempt_of, files_root, own_ports
 from amp.capability import Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError, InvalidParameters
@@ -18,7 +19,7 @@ from amp.router import Router
 from amp.transports.memory import MemoryNetwork
 from orchestration import contracts
 from orchestration.status import Effects
-from runtime.settings import Settings, TaskExecutorSettings
+from runtime.settings import FileSettings, Settings, SettingsError, TaskExecutorSettings
 
 HANDLERS = """
 import asyncio, threading, time
@@ -41,6 +42,12 @@ async def tell(params, context):
     await context["progress"]({"percent": 60})
     return "told"
 
+async def wait_and_tell(params, context):
+    calls.append(params)
+    await gate.wait()
+    await context["progress"]({"percent": 50})
+    return "told"
+
 def broken(params, context):
     raise KeyError("no such order")
 
@@ -54,7 +61,9 @@ def count(params, context):
     calls.append(params)
     return len(calls)
 
-HANDLERS = {"wait": wait, "blocking": blocking, "tell": tell, "broken": broken, "big": big, "odd": odd, "count": count}
+HANDLERS = {
+    each.__name__: each for each in (wait, blocking, tell, wait_and_tell, broken, big, odd, count)
+}
 TRANSFORMS = {"twice": lambda data, config, context: data * config.get("times", 2)}
 """
 
@@ -91,6 +100,11 @@ class Mesh:
     async def _put(self, incoming: Incoming) -> contracts.InboxPutReply:
         self.inbox.append(incoming.parameters)
         return contracts.InboxPutReply(inbox_id=len(self.inbox), found=True, open=True)
+
+    def router_gone(self) -> None:
+        """Break every connection and let nobody in again."""
+        self.network.serve(None)
+        self.network.cut()
 
     async def __aenter__(self) -> "Mesh":
         self.router.serve_memory(self.network)
@@ -563,3 +577,59 @@ async def test_attempt_under_way_is_finished_before_the_executor_stops(tmp_path:
         mesh.module.gate.set()
         assert (await work)["outputs"]["calls"] == 1
         await stopping
+
+
+@pytest.mark.parametrize("root", [".", "..", "/", "../data", "x/.."])
+def test_files_root_that_holds_the_products_data_is_refused(tmp_path: Path, root: str) -> None:
+    settings = Settings(
+        data_dir=str(tmp_path / "data"), task_executor=TaskExecutorSettings(files=FileSettings(root=root))
+    )
+    with pytest.raises(SettingsError, match="holds the data folder"):
+        files_root(settings)
+
+
+def test_files_root_is_below_the_data_folder_by_default(tmp_path: Path) -> None:
+    assert files_root(Settings(data_dir=str(tmp_path))) == tmp_path / "files"
+
+
+async def test_result_that_its_requester_gave_up_on_goes_to_the_inbox(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        (offer,) = [each for each in mesh.executor.offers() if each.capability.id == CUSTOM]
+        context = msgspec.json.encode(attempt())
+
+        class Given:
+            parameters: ClassVar[dict[str, Any]] = {"task_name": "wait"}
+            context_raw = context
+
+        handling = asyncio.ensure_future(offer.handler(Given()))  # type: ignore[arg-type]
+        await until(lambda: bool(mesh.module.calls))
+        handling.cancel()
+        await asyncio.gather(handling, return_exceptions=True)
+        mesh.module.gate.set()
+        await until(lambda: bool(mesh.inbox))
+    assert mesh.inbox[0].data["result"]["outputs"]["calls"] == 1
+
+
+async def test_large_and_looping_templates_are_filled_off_the_loop(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        for parameters in ({"a": "{sum(x for x in rows)}"}, {"a": ["{rows[0]}"] * 300}):
+            reply = await engine.request(
+                contracts.TEMPLATE_RENDER.id, {"parameters": parameters, "variables": {"rows": [1, 2]}}
+            )
+            assert reply["parameters"]["a"] in (3, [1] * 300)
+
+
+async def test_progress_that_cannot_be_told_does_not_fail_the_task(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        work = asyncio.ensure_future(
+            engine.request(CUSTOM, {"task_name": "wait_and_tell"}, context=attempt(), patience_seconds=0)
+        )
+        await until(lambda: bool(mesh.module.calls))
+        mesh.router_gone()
+        mesh.module.gate.set()
+        await asyncio.gather(work, return_exceptions=True)
+        await until(lambda: not mesh.executor._attempts.running)
+        ending = mesh.executor._attempts.known_ending("t1", mesh.executor.clock.monotonic())
+    assert b'"told"' in bytes(ending)  # type: ignore[arg-type]

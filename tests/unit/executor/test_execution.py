@@ -40,6 +40,7 @@ def execution(act: Any, *, max_result_bytes: int = 1000) -> Execution:
     return Execution(
         handlers={"fake": Fake(act)},
         clock=FixedClock(),
+        compute=Compute(),
         executor_id=lambda: "x-1",
         max_result_bytes=max_result_bytes,
     )
