@@ -19,6 +19,7 @@ from orchestration.expressions.errors import (
     shown,
 )
 from orchestration.expressions.evaluator import Evaluator
+from orchestration.expressions.functions import MAX_INTEGER_KEY
 from orchestration.expressions.grammar import Expression, parse
 from orchestration.expressions.limits import DEFAULT_LIMITS
 from orchestration.expressions.values import MISSING, key_text, kind, order_key, to_json
@@ -45,21 +46,20 @@ class _Run:
     data: Any
     grouped: bool = False
 
-    def evaluate(self, expression: Expression, item: Any = MISSING, **more: Any) -> Any:
+    def evaluate(self, expression: Expression, item: Any, **more: Any) -> Any:
         """Return an expression's value for an item: item, data, acc, then the item's own keys, then the context."""
-        mine = {"data": self.data, **more}
-        layers: list[Mapping[str, Any]] = [mine]
-        if item is not MISSING:
-            mine["item"] = item
-            if isinstance(item, Mapping):
-                layers.append(item)
-        layers.append(self.names)
-        self.evaluator.layers = layers
+        self._look_at(item, more)
         return self.evaluator.run(expression)
 
     def holds(self, expression: Expression, item: Any, **more: Any) -> bool:
         """Return whether an expression counts as true for an item."""
-        return bool(self.evaluate(expression, item, **more))
+        self._look_at(item, more)
+        return self.evaluator.truth(expression)
+
+    def _look_at(self, item: Any, more: dict[str, Any]) -> None:
+        more["data"] = self.data
+        more["item"] = item
+        self.evaluator.layers = (more, item, self.names) if isinstance(item, Mapping) else (more, self.names)
 
 
 def apply(
@@ -109,10 +109,10 @@ def steps_for(data: Any) -> int:
     while waiting and parts < most:
         part = waiting.pop()
         parts += 1
-        if isinstance(part, Mapping):
-            waiting.extend(part.values())
-        elif isinstance(part, list | tuple):
-            waiting.extend(part)
+        if type(part) is dict:
+            waiting += part.values()
+        elif type(part) is list:
+            waiting += part
     return min(MAX_STEPS, DEFAULT_LIMITS.max_steps + parts * STEPS_PER_PART)
 
 
@@ -353,6 +353,8 @@ def _match_key(record: Mapping[str, Any], name: str) -> Any:
     value = field_value(record, (name,)) if name in record else field_value(record, name.split("."))
     if value is None or isinstance(value, list | Mapping):
         return None
+    if type(value) is int and not -MAX_INTEGER_KEY <= value <= MAX_INTEGER_KEY:
+        return ("", str(value))
     return (isinstance(value, bool), value)
 
 

@@ -40,6 +40,7 @@ from orchestration.expressions.values import INSIDE, MISSING, admit, kind, to_js
 
 CHARS_PER_STEP = 32
 """Characters of text that are produced at the cost of one step."""
+COMPARED_CHARS_PER_STEP = 4096
 MAX_EXPONENT = 1000
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -172,7 +173,9 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
 
     def equal(self, left: Any, right: Any) -> bool:
         """Return whether two values are equal. Comparing parts with parts is charged before."""
-        if type(left) not in _SCALARS and type(right) not in _SCALARS:
+        if type(left) is str and type(right) is str:
+            self.charge(len(left) // COMPARED_CHARS_PER_STEP)
+        elif type(left) not in _SCALARS and type(right) not in _SCALARS:
             self.measure(left)
         return bool(left == right)
 
@@ -184,7 +187,9 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
             self.charge(len(container) // CHARS_PER_STEP)
         elif isinstance(container, list | tuple):
             self.charge(len(container))
-            if type(element) not in _SCALARS:
+            if (type(element) is str and len(element) > COMPARED_CHARS_PER_STEP) or type(
+                element
+            ) not in _SCALARS:
                 self.measure(container)
         elif not isinstance(container, Mapping | frozenset):
             raise ExpressionError(
@@ -256,7 +261,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         if isinstance(base, ast.Name) and node.attr in NAMESPACE_CONSTANTS.get(base.id, ()):
             return NAMESPACE_CONSTANTS[base.id][node.attr]
         value = self._eval(base)
-        if isinstance(value, Mapping):
+        if type(value) is dict or isinstance(value, Mapping):
             found = value.get(node.attr, MISSING)
             if found is not MISSING:
                 return found if type(found) in INSIDE else admit(found)
@@ -276,7 +281,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         if isinstance(node.slice, ast.Slice):
             return self._sliced(node, value)
         key = self._eval(node.slice)
-        if isinstance(value, Mapping):
+        if type(value) is dict or isinstance(value, Mapping):
             found = value.get(plain(key), MISSING)
             if found is not MISSING:
                 return found if type(found) in INSIDE else admit(found)
@@ -378,6 +383,8 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
 
     def _compare(self, node: ast.Compare) -> bool:
         left = self._eval(node.left)
+        if len(node.ops) == 1:
+            return self._holds(node, type(node.ops[0]), left, self._eval(node.comparators[0]))
         for made, operand in zip(node.ops, node.comparators, strict=True):
             right = self._eval(operand)
             if not self._holds(node, type(made), left, right):
@@ -399,7 +406,9 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
                                   self.contains, right, left)  # fmt: skip
             return found if made is ast.In else not found
         symbol, compare = _ORDER[made]
-        if type(left) not in _SCALARS:
+        if type(left) is str:
+            self.charge(len(left) // COMPARED_CHARS_PER_STEP)
+        elif type(left) not in _SCALARS:
             self.measure(left)
         return bool(self._calculate(node, symbol, compare, left, right))
 

@@ -17,6 +17,8 @@ from orchestration.expressions.values import MISSING, PLAIN, admit, in_order, ki
 MAX_NUMBER_CHARS = 40
 """Longest text that is read as a number: 30 digits, a sign, an exponent."""
 MAX_ROUND_DIGITS = 30
+MAX_INTEGER_KEY = 2**60
+"""Larger integers can be chosen to share one hash, and many such keys take quadratic time."""
 
 
 class Meter(Protocol):
@@ -80,6 +82,8 @@ def plain(value: Any) -> Any:
     """Return the value when it can be a key or an element of a set, else raise."""
     if type(value) not in PLAIN:
         raise ExpressionError(NOT_ALLOWED, f"{kind(value)} cannot be a key or an element of a set")
+    if type(value) is int and not -MAX_INTEGER_KEY <= value <= MAX_INTEGER_KEY:
+        raise ExpressionError(LIMIT, "an integer of more than 60 bits cannot be a key or an element of a set")
     return value
 
 

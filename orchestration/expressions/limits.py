@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Limits:
-    """The bounds of one evaluation. A step is one visited node, one visited element or 32 produced characters."""
+    """The bounds of one evaluation. A step is one visited node, one visited element or 32 produced characters.
+
+    Parsed expressions are remembered for the very object they were parsed with, so make one and keep it.
+    """
 
     max_source_chars: int = 4096
     max_nodes: int = 400

@@ -51,6 +51,8 @@ def _findall(meter: "Meter", pattern: Any, string: Any, flags: int = 0) -> list[
     found: list[Any] = []
     for match in prepared.compiled.finditer(string):
         meter.charge(1 + prepared.compiled.groups)
+        for text in (match.group(), *match.groups("")):
+            meter.text(text)
         if len(found) >= meter.limits.max_items:
             raise ExpressionError(LIMIT, f"a list may have {meter.limits.max_items} elements")
         groups = match.groups("")

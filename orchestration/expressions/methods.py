@@ -146,15 +146,26 @@ def _set_method(name: str) -> Method:
 
 
 def _group(meter: Meter, value: re.Match[str], *which: Any) -> Any:
-    return value.group(*which)
+    found = value.group(*which)
+    _charge_texts(meter, found if isinstance(found, tuple) else (found,))
+    return found
 
 
 def _groups(meter: Meter, value: re.Match[str]) -> Any:
-    return value.groups()
+    return _charge_texts(meter, value.groups())
 
 
 def _groupdict(meter: Meter, value: re.Match[str]) -> Any:
-    return value.groupdict()
+    found = value.groupdict()
+    _charge_texts(meter, found.values())
+    return found
+
+
+def _charge_texts(meter: Meter, texts: Any) -> Any:
+    """Charge for texts cut out of another; each is a copy."""
+    for text in texts:
+        meter.text(text or "")
+    return texts
 
 
 TEXT_METHODS: Mapping[str, Method] = {

@@ -255,6 +255,15 @@ BOMBS = [
     "list(reversed(range(100000))) + list(range(100000))",
     "dict((i, big) for i in range(100000))",
     "set(range(200000))",
+    "{k * (2 ** 61 - 1): 1 for k in range(30000)}",
+    "{k * (2 ** 61 - 1) for k in range(30000)}",
+    "set([k * (2 ** 61 - 1) for k in range(30000)])",
+    "[m.group(1) for m in [re.search('x(.*)y', 'x' + big + 'y')] for i in range(20000)]",
+    "[m.groups() for m in [re.search('x(.*)y', 'x' + big + 'y')] for i in range(20000)]",
+    "[m.groupdict() for m in [re.search('x(?P<g>.*)y', 'x' + big + 'y')] for i in range(20000)]",
+    "re.findall('" + "(" * 40 + "a.*b" + ")" * 40 + "', ('a' + 'x' * 1000 + 'b') * 60)",
+    "[1 for i in range(100000) if big + 'x' == big + 'y']",
+    "[1 for a in [big + 'x'] for b in [big + 'y'] for i in range(99000) if [b] * 9 == [a] * 9]",
     "'a,' * 30000 == ('a,' * 30000).split(',') or ('a,' * 32000).split(',') * 100",
 ]
 

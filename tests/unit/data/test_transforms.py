@@ -130,6 +130,12 @@ def test_join_lets_the_right_record_win():
     assert transform([{"k": 1}, {"k": True}, {"k": None}], one) == [{"k": True, "v": 1}]
 
 
+def test_join_keys_that_share_a_hash_take_no_longer():
+    big = [{"k": number * (2**61 - 1)} for number in range(20_000)]
+    joined = transform(big, step("join", join_data=big, left_key="k", right_key="k"))
+    assert len(joined) == 20_000
+
+
 def test_custom_is_evaluated_once_or_registered():
     assert transform([1, 2], step("custom", expression="len(data) + len(item)")) == 4
     assert transform({"a": 1}, step("custom", expression="a + b"), names={"b": 2}) == 3
