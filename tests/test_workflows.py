@@ -1,6 +1,7 @@
 """The shipped workflows and those of the README: accepted without a warning, and running to the promised end."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +16,11 @@ from examples.services import BATCHES, CUSTOMERS, NOTIFICATIONS, make_app
 from orchestration.definition.compile import compile_plan, normalize
 from orchestration.definition.errors import InputError
 from orchestration.definition.inputs import prepare_inputs
+from orchestration.definition.models import ConditionConfig, RetryConfig, TaskDefinition, WorkflowDefinition
 from orchestration.definition.parse import format_of, parse_object, parse_text
 from orchestration.definition.plan import Plan
 from orchestration.definition.published import definition_schema
+from orchestration.definition.tasks import CAPABILITY_BY_TYPE
 from tests.mesh import running_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -263,3 +266,35 @@ async def test_the_data_pipeline_puts_poor_data_aside(tmp_path: Path) -> None:
 
 def test_a_definition_may_come_as_an_object() -> None:
     assert parse_object(content_of(SIMPLE)).warnings == []
+
+
+def _documented() -> list[str]:
+    text = (ROOT / "docs/workflow-definition.md").read_text("utf-8")
+    return re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", _documented(), ids=lambda text: text.partition("\n")[0])
+def test_every_example_of_the_reference_is_accepted_without_a_warning(text: str) -> None:
+    parsed = parse_text(text)
+    assert parsed.warnings == []
+    assert compile_plan(parsed.definition).tasks
+
+
+def test_the_reference_lists_every_field() -> None:
+    text = (ROOT / "docs/workflow-definition.md").read_text("utf-8")
+    for model in (WorkflowDefinition, TaskDefinition, RetryConfig, ConditionConfig):
+        assert [name for name in model.model_fields if f"| `{name}` |" not in text] == []
+    assert [name for name in CAPABILITY_BY_TYPE if f"`{name}`" not in text] == []
+
+
+def test_the_reference_lists_every_code() -> None:
+    text = (ROOT / "docs/workflow-definition.md").read_text("utf-8")
+    sources = [path.read_text("utf-8") for path in (ROOT / "orchestration/definition").glob("*.py")]
+    codes = {
+        code
+        for source in sources
+        for code in re.findall(r"(?:\(\s*|code=|return )\"([a-z0-9]+(?:-[a-z0-9]+)+)\",", source)
+    }
+    internal = {"schema-budget", "stored-content", "utf-8"}
+    assert len(codes) > 30
+    assert [code for code in sorted(codes - internal) if f"`{code}`" not in text] == []
