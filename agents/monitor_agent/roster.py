@@ -23,6 +23,7 @@ PROBE_TIMEOUT_SECONDS = 3.0
 MAX_PROBES_AT_ONCE = 20
 ORDERLY_REASONS = frozenset({"deregistered"})
 """Agents that left for these reasons wanted to leave."""
+GONE = frozenset({"left", "lost"})
 
 PROBES: Mapping[str, Mapping[str, Any]] = {
     contracts.INSTANCE_GET.id: {"instance_id": "-"},
@@ -100,10 +101,10 @@ class Roster:
         there = {each["agent_id"]: each for each in described if each["agent_id"]}
         for agent_id, each in there.items():
             known = self.agents.get(agent_id)
-            if known is None or known.session_id != each["session_id"] or known.status in ("left", "lost"):
+            if known is None or known.session_id != each["session_id"] or known.status in GONE:
                 self.joined({**each, "reason": "discovered"})
         for agent in self.agents.values():
-            if agent.agent_id not in there and agent.status not in ("left", "lost"):
+            if agent.agent_id not in there and agent.status not in GONE:
                 self.left({"agent_id": agent.agent_id, "reason": "not on the mesh"})
         probed = [agent for agent in self.agents.values() if agent.agent_id in there]
         gate = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
@@ -119,6 +120,7 @@ class Roster:
             return
         async with gate:
             began = self._clock.monotonic()
+            session_id = agent.session_id
             try:
                 await mesh.request(
                     capability,
@@ -127,6 +129,8 @@ class Roster:
                     timeout_seconds=PROBE_TIMEOUT_SECONDS,
                 )
             except (RequestTimeout, NetworkError, AgentNotFound) as error:
+                if agent.session_id != session_id or agent.status in GONE:
+                    return
                 agent.silent_probes += 1
                 agent.status = "unresponsive"
                 agent.event_data = {"event_type": "probe.failed", "reason": error.code}
@@ -135,7 +139,8 @@ class Roster:
                 # An agent that refuses is awake.
                 agent.event_data = {"event_type": "probe.refused", "reason": error.code}
             agent.response_time_ms = round((self._clock.monotonic() - began) * 1000, 3)
-        agent.status, agent.last_seen, agent.silent_probes = "healthy", self._clock.now(), 0
+        if agent.session_id == session_id and agent.status not in GONE:
+            agent.status, agent.last_seen, agent.silent_probes = "healthy", self._clock.now(), 0
 
     def unhealthy(self) -> list[Finding]:
         """Return a finding for each agent that was lost or silent for longer than `UNSEEN`."""

@@ -471,6 +471,21 @@ async def test_silent_agent_is_unresponsive(bench: Bench, monkeypatch: pytest.Mo
         await engine.stop(drain_seconds=0)
 
 
+async def test_answer_to_a_probe_does_not_bring_back_who_left_meanwhile(bench: Bench) -> None:
+    roster = bench.agent.roster
+
+    async def leave(incoming: Incoming) -> contracts.WorkflowList:
+        gone = roster.agents["engine"]
+        roster.left({"agent_id": "engine", "session_id": gone.session_id, "reason": "deregistered"})
+        return contracts.WorkflowList(workflows={})
+
+    engine = peer(bench.network, "engine", offer(contracts.WORKFLOW_LIST, leave))
+    await engine.start(wait_seconds=5)
+    await bench.agent.check_agents()
+    assert roster.agents["engine"].status == "left"
+    await engine.stop()
+
+
 async def test_a_rejoined_agent_of_another_role_does_not_replace(bench: Bench) -> None:
     roster = bench.agent.roster
     lost = {"agent_id": "a", "session_id": "1", "capabilities": ["workflow-list"]}
