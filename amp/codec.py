@@ -74,7 +74,7 @@ def decode(data: str | bytes, *, max_depth: int | None = MAX_JSON_DEPTH) -> tupl
         return [Refusal(InvalidSchema(f"the frame is nested deeper than {max_depth} levels"))], False
     try:
         frame = _FRAME.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         return _decode_loosely(data)
     if isinstance(frame, list):
         if not 0 < len(frame) <= MAX_BATCH_MESSAGES:
@@ -128,7 +128,7 @@ def _decode_loosely(data: str | bytes) -> tuple[list[Item], bool]:
     """Return a refusal that says what is wrong with a frame, or one for each bad message of a batch."""
     try:
         loose = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         return [Refusal(InvalidSchema(f"the frame is not JSON: {_reason(error)}"))], False
     if isinstance(loose, list):
         raws = _ANY_LIST.decode(data)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_FOUND_AGENTS = 1000
 MAX_REASON_CHARACTERS = 300
 
+REGISTRATION = "registration"
 _OPERATIONS: Mapping[str, str] = {
     "registration": "registration",
     "register": "registration",
@@ -123,11 +124,16 @@ def is_for_registry(destination: Destination) -> bool:
 
 
 def answer(
-    routing: "Routing", session: Session, message: Message, now_ms: float, at: datetime
+    routing: "Routing",
+    session: Session,
+    message: Message,
+    operation: str,
+    body: bytes,
+    now_ms: float,
+    at: datetime,
 ) -> list[Action]:
     """Return what follows from a request to the registry. Raises AmpError for whatever is wrong with it."""
-    operation, body = _operation(message)
-    if operation == "registration":
+    if operation == REGISTRATION:
         registration = parse_registration(body)
         agent_id = registration.record.id
         if agent_id != message.source.agent_id:
@@ -147,7 +153,7 @@ def answer(
             "batching": registration.session.batching,
         }
         return [*actions, _reply(session, message, result), *routing.release(session, now_ms)]
-    actions = routing.identify(session, message, now_ms, at)
+    actions = []
     result = {}
     if operation == "deregistration":
         actions += routing.deregister(session)
@@ -178,7 +184,7 @@ def _reply(session: Session, message: Message, result: Mapping[str, Any]) -> Act
     )
 
 
-def _operation(message: Message) -> tuple[str, bytes]:
+def operation_of(message: Message) -> tuple[str, bytes]:
     """Return which operation a request means, and its body in either shape."""
     try:
         payload = _RAW_OBJECT.decode(message.payload)

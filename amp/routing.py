@@ -125,19 +125,25 @@ class Routing:
     def handle(self, session: Session, envelope: Envelope, now_ms: float, at: datetime) -> list[Action]:
         """Return what follows from a message. Whatever is wrong with it becomes an error to its sender."""
         message = envelope.message
+        actions: list[Action] = []
         try:
-            if message.type == MessageType.REQUEST:
-                if directory.is_for_registry(message.destination):
-                    return directory.answer(self, session, message, now_ms, at)
-                return self.identify(session, message, now_ms, at) + self._request(
-                    session, envelope, now_ms, at
-                )
-            actions = self.identify(session, message, now_ms, at)
-            if message.type == MessageType.EVENT:
-                return actions + self._event(session, envelope)
-            return actions + self._reply(session, envelope, now_ms)
+            for_registry = message.type == MessageType.REQUEST and directory.is_for_registry(
+                message.destination
+            )
+            operation, body = directory.operation_of(message) if for_registry else ("", b"")
+            if operation != directory.REGISTRATION:
+                actions += self.identify(session, message, now_ms, at)
+            if for_registry:
+                actions += directory.answer(self, session, message, operation, body, now_ms, at)
+            elif message.type == MessageType.REQUEST:
+                actions += self._request(session, envelope, now_ms, at)
+            elif message.type == MessageType.EVENT:
+                actions += self._event(session, envelope)
+            else:
+                actions += self._reply(session, envelope, now_ms)
         except AmpError as error:
-            return [self.refuse(session, message.id, error)]
+            actions.append(self.refuse(session, message.id, error))
+        return actions
 
     def refuse(
         self, session: Session, message_id: str | None, error: AmpError, source_id: str = ROUTER_ID
