@@ -12,15 +12,14 @@ from random import Random
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-
-from fake_mesh import FakeMesh
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from orchestration import events as e
 from orchestration.contracts import ErrorInfo
 from orchestration.status import RecoveryAction, Severity
 from runtime.clock import SystemClock
 from runtime.settings import WebSettings
+from tests.web.fake_mesh import FakeMesh
 from web.server.application import WebApplication
 
 HELLO: dict[str, Any] = {

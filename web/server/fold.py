@@ -1,6 +1,6 @@
 """The picture of one instance, made by folding its events: what the instance page shows.
 
-`static/js/core/fold.js` does the same in the browser, rule by rule; `tests/web/fold_cases.json` holds both to it.
+`static/js/core/fold.js` does the same in the browser, rule by rule; `tests/web/test_pages.py` holds both to it.
 Pure: a document and an event in, the document changed in place. It must never look at a clock.
 """
 

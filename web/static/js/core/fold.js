@@ -1,5 +1,5 @@
 // The picture of one instance, changed by its events. `web/server/fold.py` does the same on the server, rule by rule;
-// tests/web/fold_cases.json holds both to it. Pure: it never mutates what it was given and never looks at a clock.
+// tests/web/test_pages.py holds both to it. Pure: it never mutates what it was given and never looks at a clock.
 
 /** @typedef {{seq: number, instance: object, tasks: Object<string, object>}} Document */
 
