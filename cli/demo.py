@@ -19,17 +19,14 @@ async def greet(dashboard_url: str, *, timeout_seconds: float) -> str:
 
     Raises: CommandError when it does not complete in time.
     """
-    server = Server(dashboard_url)
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(timeout_seconds), Server(dashboard_url) as server:
             instance_id = await start(server, WORKFLOW_ID, INPUTS)
             outcome = await watch(server, WORKFLOW_ID, instance_id, Progress(sys.stderr))
     except TimeoutError:
         raise CommandError(
             f"{WORKFLOW_ID} did not end within {timeout_seconds:g} s", ExitCode.TIMED_OUT
         ) from None
-    finally:
-        await server.close()
     if outcome.status != "completed":
         raise CommandError(f"{WORKFLOW_ID} {outcome.status}: {outcome.error}")
     return str(outcome.outputs.get("greeting", outcome.outputs))

@@ -1,7 +1,7 @@
 """The dashboard's REST API as commands use it: problems become sentences and exit codes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -56,7 +56,11 @@ class Server:
         """Return what the API answers to a POST."""
         return await self._request("POST", path, body=body)
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        """Return the server, to be asked inside the context."""
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
         """Let go of the connections."""
         await self._client.aclose()
 

@@ -31,15 +31,11 @@ class RemoteRunner:
 
     async def run(self, job: Job, progress: Progress) -> Outcome:
         """Return how the instance ended. Raises: CommandError when the server refuses it or is gone for long."""
-        try:
-            await self._server.post(
-                "api", "workflows", body={"definition": job.definition, "overwrite": True}
-            )
-            instance_id = await start(self._server, job.workflow_id, job.inputs)
-            progress.say(f"instance {instance_id}: {self._server.url}/instances/{instance_id}")
-            return await watch(self._server, job.workflow_id, instance_id, progress)
-        finally:
-            await self._server.close()
+        async with self._server as server:
+            await server.post("api", "workflows", body={"definition": job.definition, "overwrite": True})
+            instance_id = await start(server, job.workflow_id, job.inputs)
+            progress.say(f"instance {instance_id}: {server.url}/instances/{instance_id}")
+            return await watch(server, job.workflow_id, instance_id, progress)
 
 
 async def start(server: Server, workflow_id: str, inputs: Mapping[str, Any]) -> str:
