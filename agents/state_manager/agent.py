@@ -134,7 +134,7 @@ class StateManager(Agent):
             },
             "redis": "off" if redis is None else redis.trouble or "used",
         }
-        if self.storage.trouble:
+        if self.storage.trouble and hasattr(self, "mesh") and self.mesh.connected:
             facts["status"] = "degraded"
         return facts
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from agents.state_manager import StateManager
-from agents.state_manager.errors import StoreLost
+from agents.state_manager.errors import StoreLost, StoreUnusable
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError, ContextNotFound, InsufficientResources, InvalidParameters, ValidationFailed
 from amp.router import Router
@@ -21,6 +21,7 @@ from orchestration import contracts
 from orchestration import events as ev
 from orchestration.status import InstanceStatus
 from runtime.clock import SystemClock
+from runtime.errors import RuntimeFault
 from runtime.settings import Settings
 from tests.unit.state_manager.store_values import (
     ENGINE,
@@ -483,3 +484,21 @@ async def test_leases_are_measured_by_the_store(world: World) -> None:
     sweep = await world.manager.storage.sweep_leases()
     assert sweep.next_expiry is not None
     assert timedelta(0) < sweep.next_expiry - SystemClock().now() <= timedelta(seconds=60)
+
+
+async def test_bad_redis_url_is_told_without_its_password(tmp_path: Path) -> None:
+    world = World(tmp_path, state_manager={"use_redis": True, "redis_url": "ftp://me:hidden@host"})
+    with pytest.raises(RuntimeFault, match=r"state_manager\.redis_url") as caught:
+        await world.manager.start(wait_seconds=WAIT_SECONDS)
+    assert "hidden" not in str(caught.value)
+    await world.manager.stop()
+    await world.router.stop()
+
+
+async def test_second_manager_on_one_store_is_refused(world: World) -> None:
+    second = StateManager(
+        world.settings, transport=world.network.transport(), agent_id="second", serve_http=False
+    )
+    with pytest.raises(StoreUnusable, match="in use by another"):
+        await second.start(wait_seconds=WAIT_SECONDS)
+    await second.stop()
