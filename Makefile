@@ -26,8 +26,10 @@ check: $(VENV)/.dev ## Lint, format check, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## Measure: router, log, chains, fan-out, throughput
-	$(BIN)/python -m bench $(ARGS)
+bench: $(VENV)/.dev ## Measure the router, the log, expressions and whole workflows
+	@for file in bench/[!_]*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m bench.$$name $(ARGS) || exit 1; \
+	done
 
 format: $(VENV)/.dev ## Format the code and sort imports
 	$(BIN)/ruff check --fix-only --quiet .
