@@ -30,6 +30,7 @@ MAX_PARSING = 2
 SHUTDOWN_SECONDS = 5.0
 KEEPALIVE_SECONDS = 75.0
 
+REQUEST_ID = web.RequestKey("request_id", str)
 _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -122,7 +123,7 @@ class WebApplication:
     async def _guard(self, request: web.Request, handler: _Next) -> web.StreamResponse:
         """Check what must hold for every request, and turn every error into a problem."""
         request_id = new_id("req", self.services.clock, self._random)
-        request["request_id"] = request_id
+        request[REQUEST_ID] = request_id
         try:
             security.check_host(request, self._settings.allowed_hosts)
             security.check_origin(request, upgrade=hdrs.UPGRADE in request.headers)
@@ -147,10 +148,10 @@ class WebApplication:
             page = self.services.assets.page()
             page.set_status(404)
             return page
-        return problems.response(problem, path=request.path, trace_id=request["request_id"])
+        return problems.response(problem, path=request.path, trace_id=request[REQUEST_ID])
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        security.add_headers(response.headers, request_id=request.get("request_id", ""))
+        security.add_headers(response.headers, request_id=request.get(REQUEST_ID, ""))
 
     async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
         """Check the request against its row, run the handler, encode its answer."""
