@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from agents.state_manager import cache as cache_module
 from agents.state_manager.cache import REDIS_RETRY_SECONDS, RedisLevel, StateCache
 from agents.state_manager.storage.base import StoredState
 from tests.unit.state_manager.store_values import START, ManualClock, until
 
-REDIS_URL = os.environ.get("AMP_TEST_REDIS", "redis://127.0.0.1:6379/9")
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+REDIS_URL = os.environ.get("AMP_TEST_REDIS", "redis://127.0.0.1:6379") + f"/{8 + WORKER % 8}"
+"""A database for each test process, since each empties its own."""
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
@@ -104,11 +107,11 @@ async def server() -> AsyncIterator[Any]:
     client: Any = Redis.from_url(REDIS_URL, socket_connect_timeout=1, socket_timeout=1)
     try:
         await client.flushdb()
-    except OSError as error:
+    except (OSError, RedisError) as error:
         await client.aclose()
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must have a Redis at {REDIS_URL}: {error}")
-        pytest.skip(f"no Redis at {REDIS_URL} (AMP_TEST_REDIS names another)")
+        pytest.skip(f"no Redis at {REDIS_URL} (AMP_TEST_REDIS names another server)")
     yield client
     await client.flushdb()
     await client.aclose()
