@@ -14,6 +14,7 @@ from typing import Any
 
 from simpleeval import EvalWithCompoundTypes
 
+from orchestration.expressions.budget import COMPARED_CHARS_PER_STEP, SCALARS, Budget
 from orchestration.expressions.errors import (
     FAILED,
     LIMIT,
@@ -38,12 +39,8 @@ from orchestration.expressions.limits import DEFAULT_LIMITS, Limits
 from orchestration.expressions.methods import METHODS, OBJECT_METHODS
 from orchestration.expressions.values import INSIDE, MISSING, admit, kind, to_json
 
-CHARS_PER_STEP = 32
-"""Characters of text that are produced at the cost of one step."""
-COMPARED_CHARS_PER_STEP = 4096
 MAX_EXPONENT = 1000
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
 _PYTHON_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError, re.error)
 _BINARY: Mapping[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Sub: ("-", operator.sub),
@@ -59,7 +56,7 @@ _ORDER: Mapping[type[ast.cmpop], tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
+class Evaluator(Budget, EvalWithCompoundTypes):  # type: ignore[misc]
     """Evaluates expressions over layers of names, the first layer that has a name wins.
 
     All evaluations of one evaluator share its steps, so a loop over items is bounded as a whole. It belongs to one
@@ -75,13 +72,11 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         limits: Limits = DEFAULT_LIMITS,
         steps: int | None = None,
     ) -> None:
-        # The base class would build its own tables of functions and operators; none of them is ever used.
+        # simpleeval's class would build its own tables of functions and operators; none of them is ever used.
+        Budget.__init__(self, limits, limits.max_steps if steps is None else steps, now)
         self.layers: Sequence[Mapping[str, Any]] = (names,) if isinstance(names, Mapping) else names
-        self.limits = limits
         self.nodes = None
         self._declared = declared
-        self._now = now
-        self._steps = limits.max_steps if steps is None else steps
         self._locals: dict[str, Any] = {}
 
     def __del__(self) -> None:
@@ -138,85 +133,10 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
                 return MISSING
             value = value.get(key, MISSING)
         of = type(value)
-        if of is dict or of is list or (of in _SCALARS and (of is not float or value - value == 0)):
+        if of is dict or of is list or (of in SCALARS and (of is not float or value - value == 0)):
             self._steps -= len(path)
             return value if self._steps >= 0 else MISSING
         return MISSING
-
-    # --- the meter that functions see ---------------------------------------------------------------------
-
-    def charge(self, steps: int) -> None:
-        """Count steps; raises when they run out."""
-        self._steps -= steps
-        if self._steps < 0:
-            raise ExpressionError(LIMIT, "the expression takes too many steps")
-
-    def measure(self, value: Any) -> int:
-        """Charge for every part of a value, as often as it occurs, and return their number."""
-        if type(value) in _SCALARS:
-            return 1
-        total = 0
-        waiting = [value]
-        while waiting:
-            part = waiting.pop()
-            size = 1
-            if isinstance(part, str):
-                size += len(part) // CHARS_PER_STEP
-            elif isinstance(part, Mapping):
-                size += len(part)
-                waiting.extend(part.values())
-            elif isinstance(part, list | tuple | frozenset):
-                waiting.extend(part)
-            total += size
-            self.charge(size)
-        return total
-
-    def equal(self, left: Any, right: Any) -> bool:
-        """Return whether two values are equal. Comparing parts with parts is charged before."""
-        if type(left) is str and type(right) is str:
-            self.charge(len(left) // COMPARED_CHARS_PER_STEP)
-        elif type(left) not in _SCALARS and type(right) not in _SCALARS:
-            self.measure(left)
-        return bool(left == right)
-
-    def contains(self, container: Any, element: Any) -> bool:
-        """Return whether the element is in the container; nothing is in null."""
-        if container is None:
-            return False
-        if isinstance(container, str):
-            self.charge(len(container) // CHARS_PER_STEP)
-        elif isinstance(container, list | tuple):
-            self.charge(len(container))
-            if (type(element) is str and len(element) > COMPARED_CHARS_PER_STEP) or type(
-                element
-            ) not in _SCALARS:
-                self.measure(container)
-        elif not isinstance(container, Mapping | frozenset):
-            raise ExpressionError(
-                FAILED, f"'in' looks into lists, objects and texts, not into {kind(container)}"
-            )
-        return element in container
-
-    def text(self, value: str) -> str:
-        """Return a made text, charged and checked for its length."""
-        if len(value) > self.limits.max_string_chars:
-            raise ExpressionError(LIMIT, f"a text may have {self.limits.max_string_chars} characters")
-        self.charge(len(value) // CHARS_PER_STEP)
-        return value
-
-    def number(self, value: Any) -> Any:
-        """Return a made number (or anything else), checked for its size."""
-        if type(value) is int and not -self.limits.max_integer <= value <= self.limits.max_integer:
-            raise ExpressionError(LIMIT, "an integer is larger than 10 to the power of 30")
-        if type(value) is complex:
-            raise ExpressionError(FAILED, "the result is not a real number")
-        return value
-
-    def time(self) -> datetime:
-        """Return the moment that counts as now."""
-        if self._now is None:
-            raise ExpressionError(NOT_ALLOWED, "the time cannot be asked for here")
-        return self._now
 
     # --- nodes --------------------------------------------------------------------------------------------
 
@@ -332,10 +252,10 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
 
     def _add(self, node: ast.BinOp, left: Any, right: Any) -> Any:
         if isinstance(left, str) and isinstance(right, str):
-            self._room(len(left) + len(right), self.limits.max_string_chars, "characters")
+            self.room(len(left) + len(right), self.limits.max_string_chars, "characters")
             return self.text(left + right)
         if isinstance(left, list | tuple) and type(left) is type(right):
-            self._room(len(left) + len(right), self.limits.max_items, "elements")
+            self.room(len(left) + len(right), self.limits.max_items, "elements")
             self.charge(len(left) + len(right))
         return self.number(self._calculate(node, "+", operator.add, left, right))
 
@@ -343,9 +263,9 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         sequence, times = (right, left) if isinstance(right, str | list | tuple) else (left, right)
         if isinstance(sequence, str | list | tuple) and type(times) is int:
             if isinstance(sequence, str):
-                self._room(len(sequence) * times, self.limits.max_string_chars, "characters")
+                self.room(len(sequence) * times, self.limits.max_string_chars, "characters")
             else:
-                self._room(len(sequence) * times, self.limits.max_items, "elements")
+                self.room(len(sequence) * times, self.limits.max_items, "elements")
             self.charge(max(0, len(sequence) * times))
         return self.number(self._calculate(node, "*", operator.mul, left, right))
 
@@ -355,10 +275,6 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
             if abs(exponent) > MAX_EXPONENT or (exponent > 0 and (base.bit_length() - 1) * exponent > bits):
                 raise ExpressionError(LIMIT, "an integer is larger than 10 to the power of 30", _place(node))
         return self.number(self._calculate(node, "**", operator.pow, base, exponent))
-
-    def _room(self, size: int, most: int, unit: str) -> None:
-        if size > most:
-            raise ExpressionError(LIMIT, f"this would have more than {most} {unit}")
 
     def _calculate(
         self, node: ast.expr, symbol: str, compute: Callable[[Any, Any], Any], left: Any, right: Any
@@ -408,7 +324,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         symbol, compare = _ORDER[made]
         if type(left) is str:
             self.charge(len(left) // COMPARED_CHARS_PER_STEP)
-        elif type(left) not in _SCALARS:
+        elif type(left) not in SCALARS:
             self.measure(left)
         return bool(self._calculate(node, symbol, compare, left, right))
 
@@ -468,7 +384,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
                 made.extend(iterate(self, self._eval(element.value)))
             else:
                 made.append(self._eval(element))
-            self._room(len(made), self.limits.max_items, "elements")
+            self.room(len(made), self.limits.max_items, "elements")
         return made
 
     def _list(self, node: ast.List) -> list[Any]:
@@ -491,7 +407,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
                 raise ExpressionError(FAILED, f"** needs an object, not {kind(spread)}", _place(value))
             self.charge(len(spread))
             made.update(spread)
-            self._room(len(made), self.limits.max_items, "entries")
+            self.room(len(made), self.limits.max_items, "entries")
         return made
 
     def _joined(self, node: ast.JoinedStr) -> str:
@@ -500,7 +416,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         for part in node.values:
             text = str(self._eval(part)) if isinstance(part, ast.Constant) else self._formatted(part)
             size += len(text)
-            self._room(size, self.limits.max_string_chars, "characters")
+            self.room(size, self.limits.max_string_chars, "characters")
             parts.append(text)
         return self.text("".join(parts))
 
@@ -531,7 +447,7 @@ class Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         try:
             for value in values:
                 made.append(value)
-                self._room(len(made), self.limits.max_items, "elements")
+                self.room(len(made), self.limits.max_items, "elements")
         finally:
             self._locals = outer
         return made

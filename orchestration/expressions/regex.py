@@ -226,7 +226,8 @@ def _repeat(argument: Any, size: int, ignore_case: bool, follow: frozenset[int] 
         inner = _sequence(items, size, ignore_case, last.first)
         most = min(high, max(low, size // last.width))
     else:
-        inner, most = last, min(high, size)
+        # An iteration may match nothing, so what follows one may be anything that follows the whole.
+        inner, most = _sequence(items, size, ignore_case, None), min(high, size)
     if inner.ways == 1:
         ways, steps = (most - low + 1) * last.ways, most * last.steps
     else:
