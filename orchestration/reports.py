@@ -26,8 +26,8 @@ MIN_TREND_POINTS = 3
 STEADY_SHARE = 0.1
 """A change over the range of less than this share of the mean counts as none."""
 
-_RANGE = re.compile(r"(\d{1,6})\s*(m|h|d|w)", re.ASCII)
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_RANGE = re.compile(r"(\d{1,6})\s*(s|m|h|d|w)", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def parse_range(text: str) -> timedelta:
@@ -39,7 +39,7 @@ def parse_range(text: str) -> timedelta:
     length = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else timedelta()
     if not timedelta() < length <= MAX_RANGE:
         raise ValueError(
-            f"time range {text!r} is none; write a number and m, h, d or w, such as 30m, 1h or 7d"
+            f"time range {text!r} is none; write a number and s, m, h, d or w, such as 30m, 1h or 7d"
         )
     return length
 

@@ -323,7 +323,7 @@ class ErrorHandler(Agent):
                 record = self.history.take(event)
             except msgspec.MsgspecError:
                 self._unreadable.inc()
-                self.logger.warning("log_event_unreadable", offset=event.offset, type=event.type)
+                self.logger.warning("log_events_unreadable", count=1, offset=event.offset)
                 continue
             if record is not None:
                 self._watch(record)
