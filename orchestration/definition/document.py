@@ -28,11 +28,15 @@ class Mark:
 
 @dataclass(slots=True)
 class Document:
-    """Plain data and, when it came from a text, its marks."""
+    """Plain data and, when it came from a text, its marks.
+
+    `is_complete` is false when reading ended early: what the data lack then says nothing about the text.
+    """
 
     value: Any
     root: Mark | None = None
     problems: list[Problem] = field(default_factory=list)
+    is_complete: bool = True
 
     def problem(
         self, code: str, message: str, path: Path, *, hint: str = "", at_key: bool = False

@@ -28,11 +28,10 @@ def read_json(text: str) -> Document:
     Reading goes on after a duplicate key, and ends at an error of syntax or at a bound.
     """
     reader = _Reader(text)
-    value, root = None, None
     try:
         value, root = reader.document()
     except TooMuch as refusal:
-        reader.problems.append(refusal.problem)
+        return Document(None, None, [*reader.problems, refusal.problem], is_complete=False)
     return Document(value, root, reader.problems)
 
 

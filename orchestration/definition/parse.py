@@ -15,7 +15,7 @@ from orchestration.definition.findings import Findings
 from orchestration.definition.json_source import read_json
 from orchestration.definition.models import WorkflowDefinition
 from orchestration.definition.shape import check_shape
-from orchestration.definition.values import check_values, copied
+from orchestration.definition.values import UNSAFE_CODES, check_values, sound_copy
 from orchestration.definition.yaml_source import read_yaml
 
 Format = Literal["yaml", "json"]
@@ -62,24 +62,17 @@ def format_of(file_name: str) -> Format:
 
 def _parse(document: Document, source_name: str) -> ParsedDefinition:
     findings = Findings(document)
-    if document.root is None and findings.has_errors:
-        raise DefinitionError(findings.errors(), source_name=source_name)
-    for problem in check_values(document):
+    unsafe = check_values(document) if document.is_complete else []
+    for problem in unsafe:
         findings.add(problem)
-    if any(problem.code in _UNREADABLE for problem in findings.errors()):
+    if not document.is_complete or any(problem.code in UNSAFE_CODES for problem in unsafe):
         raise DefinitionError(findings.errors(), source_name=source_name)
-    document.value = copied(document.value)
+    document.value = sound_copy(document.value)
     shape = check_shape(findings)
     definition = check_definition(shape, findings)
     if definition is None or findings.has_errors:
         raise DefinitionError(findings.errors(), source_name=source_name)
     return ParsedDefinition(definition, findings.warnings())
-
-
-_UNREADABLE = frozenset(
-    {"yaml-syntax", "json-syntax", "yaml-documents", "bad-key", "bad-value", "too-deep", "too-large"}
-)
-"""After these the data are incomplete or unsafe to walk; anything said about their content could mislead."""
 
 
 def _decoded(text: str | bytes) -> tuple[str, Problem | None]:

@@ -163,6 +163,17 @@ def _explain(kind: str, detail: ErrorDetails, name: str) -> tuple[str, str]:
             allowed = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
             close = did_you_mean(given, allowed) if isinstance(given, str) else ""
             return f"{subject} must be one of {', '.join(allowed)}; not {quoted(given)}", close
+        case "greater_than":
+            return f"{subject} must be more than {context['gt']:g}", ""
+        case "greater_than_equal":
+            return f"{subject} must be at least {context['ge']:g}", ""
+        case "less_than_equal":
+            return f"{subject} must be at most {context['le']:g}", ""
+        case "string_too_short" | "too_short":
+            return f"{subject} must not be empty", ""
+        case "string_too_long" | "too_long":
+            unit = "characters" if kind.startswith("string") else "items"
+            return f"{subject} must have at most {context['max_length']} {unit}", ""
         case "value_error":
             return f"{subject} {context.get('error', 'is not allowed')}", ""
     said = str(detail["msg"])

@@ -10,6 +10,9 @@ from orchestration.definition.errors import MAX_PROBLEMS, Path, Problem, quoted
 MIN_INTEGER = -(2**63)
 MAX_INTEGER = 2**63 - 1
 
+UNSAFE_CODES = frozenset({"too-deep", "too-large"})
+"""Findings after which a value must not be walked."""
+
 
 def check_values(
     document: Document,
@@ -59,6 +62,25 @@ def check_values(
     if not problems and len(msgspec.json.encode(document.value)) > max_bytes:
         problems.append(document.problem("too-large", f"{what} is larger than {max_bytes:,} bytes", ()))
     return problems
+
+
+def sound_copy(value: Any) -> Any:
+    """Return a deep copy in which what `check_values` found to be no JSON is null, or left out where it is a key.
+
+    The copy is safe to look at, so that everything else that is wrong can be said too. Never call it after a finding
+    with one of UNSAFE_CODES.
+    """
+    if isinstance(value, dict):
+        return {_sound_text(key): sound_copy(inner) for key, inner in value.items() if isinstance(key, str)}
+    if isinstance(value, list):
+        return [sound_copy(inner) for inner in value]
+    if isinstance(value, str):
+        return _sound_text(value)
+    return None if _wrong_scalar(value) else value
+
+
+def _sound_text(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def copied(value: Any) -> Any:

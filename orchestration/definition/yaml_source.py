@@ -46,16 +46,18 @@ def read_yaml(text: str) -> Document:
     """
     reader = _Reader()
     loader = _LOADER(text)
+    is_complete = False
     try:
         while loader.check_event() and not reader.finished:
             reader.take(loader.get_event())
+        is_complete = not reader.finished
     except TooMuch as refusal:
         reader.problems.append(refusal.problem)
     except yaml.YAMLError as error:
         reader.problems.append(_syntax_problem(error, text))
     finally:
         loader.dispose()
-    return Document(reader.value, reader.root, reader.problems)
+    return Document(reader.value, reader.root, reader.problems, is_complete=is_complete)
 
 
 class _Reader:

@@ -209,6 +209,24 @@ def test_mistakes_get_a_cure(fields: dict[str, Any], hint: str) -> None:
     assert hint in problems_of(workflow(task(**fields)))[0].hint
 
 
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        (workflow(task(timeout_seconds=-5)), "'timeout_seconds' must be more than 0"),
+        (workflow(task(retry_config={"max_attempts": 0})), "'max_attempts' must be at least 1"),
+        (workflow(task(retry_config={"max_attempts": 101})), "'max_attempts' must be at most 100"),
+        (workflow(tags=["x" * 65]), "item 1 must have at most 64 characters"),
+        (workflow(tags=["x"] * 51), "'tags' must have at most 50 items"),
+        (workflow(name=""), "'name' must not be empty"),
+        (workflow(name="a\0"), "the text contains a NUL character"),
+        (workflow(name="a\x07"), "'name' must not contain control characters"),
+        (workflow(id="a..b"), "'id' must not contain '..'"),
+    ],
+)
+def test_messages_say_what_would_be_right(definition: object, message: str) -> None:
+    assert problems_of(definition)[0].message == message
+
+
 def test_all_problems_are_reported_at_once_with_line_and_column() -> None:
     text = """\
 id: w
@@ -266,6 +284,33 @@ def test_forbidden_yaml_and_wrong_content_are_reported_together() -> None:
     with pytest.raises(DefinitionError) as raised:
         parse_text("id: w\nid: v\ntasks: []")
     assert [problem.code for problem in raised.value.problems] == ["duplicate-key", "task-count"]
+
+
+def test_values_that_are_no_json_do_not_hide_the_rest() -> None:
+    with pytest.raises(DefinitionError) as raised:
+        parse_text(
+            "id: w\nnmae: x\ntasks:\n  - {id: a, type: custom, parameters: {task_name: 1e999}, timeout_seconds: 1e999}"
+        )
+    assert [(problem.code, problem.line) for problem in raised.value.problems] == [
+        ("unknown-field", 2),
+        ("bad-value", 4),
+        ("wrong-parameter", 4),
+        ("bad-value", 4),
+    ]
+    found = codes_of(workflow(task(metadata={"a": object(), 3: 4}, bad=(1, 2))))
+    assert sorted(found) == [
+        ("bad-key", "/tasks/0/metadata"),
+        ("bad-value", "/tasks/0/bad"),
+        ("bad-value", "/tasks/0/metadata/a"),
+        ("unknown-field", "/tasks/0/bad"),
+    ]
+
+
+@pytest.mark.parametrize("keyword", ["multipleOf", "minimum", "default", "enum", "const", "maxLength"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, object(), "\ud800", b"x"])
+def test_schemas_with_values_that_are_no_json_are_refused_not_applied(keyword: str, value: object) -> None:
+    schema = {"properties": {"a": {"default": 1, keyword: [value] if keyword == "enum" else value}}}
+    assert "bad-value" in {code for code, _ in codes_of(workflow(input_schema=schema))}
 
 
 # --- the graph -----------------------------------------------------------------------------------------------
