@@ -128,7 +128,7 @@ async def notifications(request: web.Request) -> web.Response:
 async def _object(request: web.Request) -> dict[str, Any]:
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise web.HTTPBadRequest(text="the body is not JSON") from None
     if not isinstance(body, dict):
         raise web.HTTPUnprocessableEntity(text="expected an object")
@@ -171,7 +171,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000, help="0 takes a free port")
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.host, arguments.port))
+    try:
+        asyncio.run(serve(arguments.host, arguments.port))
+    except (OSError, OverflowError) as error:
+        parser.exit(1, f"cannot serve at {arguments.host}:{arguments.port}: {error}\n")
 
 
 if __name__ == "__main__":

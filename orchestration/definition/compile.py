@@ -13,6 +13,7 @@ from orchestration.definition.graph import dependents_of, order_tasks
 from orchestration.definition.models import ConditionConfig, OnErrorConfig, TaskDefinition, WorkflowDefinition
 from orchestration.definition.plan import Condition, OnError, Plan, TaskPlan
 from orchestration.definition.tasks import capability_of, effects_of, retry_policy
+from orchestration.expressions.errors import DataError
 from orchestration.status import Effects, RecoveryAction
 from orchestration.templates import has_templates, references
 
@@ -42,23 +43,23 @@ def load_plan(
 ) -> Plan:
     """Return the plan of stored content, which was checked when it was stored.
 
-    Raises: DefinitionError if the content does not even have the shape of a definition.
+    Raises: DefinitionError if this release cannot run the content.
     """
+    source_name = str(content.get("id", ""))
     try:
         definition = WorkflowDefinition.model_validate(content)
+        return compile_plan(
+            definition,
+            workflow_timeout_seconds=workflow_timeout_seconds,
+            task_timeout_seconds=task_timeout_seconds,
+        )
     except ValidationError as error:
-        raise DefinitionError(
-            [
-                Problem(code="stored-content", message=str(detail["msg"]), path=pointer(detail["loc"]))
-                for detail in error.errors(include_url=False, include_input=False)
-            ],
-            source_name=str(content.get("id", "")),
-        ) from None
-    return compile_plan(
-        definition,
-        workflow_timeout_seconds=workflow_timeout_seconds,
-        task_timeout_seconds=task_timeout_seconds,
-    )
+        found = [(str(detail["msg"]), pointer(detail["loc"])) for detail in error.errors(include_input=False)]
+    except DataError as error:
+        # Another release stored an expression that this one does not understand.
+        found = [(error.message, "")]
+    problems = [Problem(code="stored-content", message=message, path=path) for message, path in found]
+    raise DefinitionError(problems, source_name=source_name)
 
 
 def compile_plan(

@@ -309,6 +309,18 @@ def test_stored_content_that_is_no_definition_is_a_definition_error() -> None:
     assert raised.value.problems[0].path == "/tasks/0/nonsense"
 
 
+def test_stored_content_that_this_release_does_not_understand_is_a_definition_error() -> None:
+    task = {
+        "id": "a",
+        "type": "custom",
+        "parameters": {"task_name": "n"},
+        "condition": {"expression": "x :="},
+    }
+    with pytest.raises(DefinitionError) as raised:
+        load_plan({"id": "w", "tasks": [task]})
+    assert raised.value.problems[0].code == "stored-content"
+
+
 ids = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,8}\Z")
 json_values = st.recursive(
     st.none()
