@@ -524,7 +524,12 @@ class MeshClient:
         items, _ = decode(frame, max_depth=None)
         for item in items:
             if isinstance(item, Envelope):
-                self._handle(item.message)
+                try:
+                    self._handle(item.message)
+                except (msgspec.DecodeError, RecursionError) as error:
+                    logger.warning(
+                        "message_refused", extra={"from": item.message.source.agent_id, "reason": str(error)}
+                    )
             elif isinstance(item, Refusal):
                 logger.warning("frame_refused", extra={"reason": str(item.error)})
 

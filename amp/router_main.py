@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -20,6 +21,17 @@ API_KEY_VARIABLE = "AMP_MESH__API_KEY"
 JWT_SECRET_VARIABLE = "AMP_MESH_JWT_SECRET"  # noqa: S105  # the variable's name, not a secret
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 1
+
+
+class _WithFacts(logging.Formatter):
+    """Writes a record's facts behind its message, as JSON values, so that no agent's name can break the line."""
+
+    _STANDARD = frozenset((*vars(logging.makeLogRecord({})), "message", "asctime"))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of the standard library
+        facts = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
+        shown = (f"{name}={json.dumps(value, default=str)}" for name, value in facts.items())
+        return " ".join((super().formatMessage(record), *shown))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +85,9 @@ async def serve(router: Router, host: str, port: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse arguments, run, exit with 0 after a signal, 1 when the address is taken, 2 for wrong arguments."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    output = logging.StreamHandler()
+    output.setFormatter(_WithFacts("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=options.log_level, handlers=[output])
     try:
         credentials = credentials_of(options.api_key, os.environ)
         router = Router(limits=RouterLimits(max_frame_bytes=options.max_frame_bytes), credentials=credentials)
