@@ -164,13 +164,15 @@ class AppendRequest(Wire, frozen=True, kw_only=True):
 class AppendOutcome(Wire, frozen=True, kw_only=True):
     """`status` ok: stored, `seq` is the last event's. conflict: nothing stored, `seq` is what the store has.
 
-    stale_owner: nothing stored, another engine owns the instance.
+    stale_owner: nothing stored, another engine owns the instance. refused: nothing stored, and the same batch never
+    will be: it breaks a bound that `reason` names.
     """
 
     instance_id: str
-    status: Literal["ok", "conflict", "stale_owner"]
+    status: Literal["ok", "conflict", "stale_owner", "refused"]
     seq: int
     offset: int = 0
+    reason: str = ""
 
 
 class AppendReply(Wire, frozen=True, kw_only=True):

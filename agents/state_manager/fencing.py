@@ -11,7 +11,14 @@ from typing import Literal
 import msgspec
 
 from agents.state_manager.errors import InvalidRequest
-from orchestration.contracts import AppendBatch, DefinitionRecord, InboxPutRequest, InstanceRow, NewEvent
+from orchestration.contracts import (
+    AppendBatch,
+    AppendOutcome,
+    DefinitionRecord,
+    InboxPutRequest,
+    InstanceRow,
+    NewEvent,
+)
 from orchestration.status import InstanceStatus
 
 OPEN_STATUSES = tuple(status for status in InstanceStatus if not status.is_final)
@@ -62,12 +69,29 @@ def judge_append(stored: Position | None, batch: AppendBatch) -> Verdict:
     return "conflict"
 
 
-def check_batches(batches: Sequence[AppendBatch]) -> None:
-    """Raise InvalidRequest when a batch breaks a bound that no storage could honour."""
+def check_batches(batches: Sequence[AppendBatch]) -> list[str]:
+    """Return for each batch why no storage could take it, empty when it can.
+
+    Raises: InvalidRequest when there are too many.
+    """
     if len(batches) > MAX_BATCHES:
         raise InvalidRequest(f"{len(batches)} batches in one append; at most {MAX_BATCHES}")
-    for index, batch in enumerate(batches):
-        _check_batch(f"batches[{index}]", batch)
+    return [_refusal(f"batches[{index}]", batch) for index, batch in enumerate(batches)]
+
+
+def _refusal(place: str, batch: AppendBatch) -> str:
+    try:
+        _check_batch(place, batch)
+    except InvalidRequest as refusal:
+        return refusal.message
+    return ""
+
+
+def refused(batch: AppendBatch, reason: str) -> AppendOutcome:
+    """Return the outcome of a batch that breaks a bound."""
+    return AppendOutcome(
+        instance_id=batch.instance_id, status="refused", seq=batch.expected_seq, reason=reason
+    )
 
 
 def _check_batch(place: str, batch: AppendBatch) -> None:
@@ -97,6 +121,10 @@ def _check_event(place: str, event: NewEvent) -> None:
     if len(event.data) > MAX_EVENT_BYTES:
         raise InvalidRequest(f"{place}.data has {len(event.data)} bytes; at most {MAX_EVENT_BYTES}")
     check_time(event.at, f"{place}.at")
+    try:
+        str(event.data, "utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{place}.data is not UTF-8") from None
 
 
 def check_time(at: datetime | None, place: str) -> None:

@@ -129,7 +129,7 @@ class Storage(Protocol):
     # the log
 
     async def append(self, batches: Sequence[AppendBatch]) -> list[AppendOutcome]:
-        """Store the batches in one transaction; each succeeds or conflicts by itself. Repeats are known as such."""
+        """Store the batches in one transaction; each is stored or refused by itself. Repeats are known as such."""
         ...
 
     async def read_log(self, request: LogReadRequest) -> LogReadReply:

@@ -28,6 +28,7 @@ from agents.state_manager.fencing import (
     encoded,
     judge_append,
     judge_definition,
+    refused,
     stored_row,
 )
 from agents.state_manager.storage.base import (
@@ -104,9 +105,12 @@ class _MemoryLog:
 
     async def append(self, batches: Sequence[AppendBatch]) -> list[AppendOutcome]:
         """Store the batches; each succeeds or conflicts by itself. Repeats are known as such."""
-        check_batches(batches)
+        refusals = check_batches(batches)
         self._check_open()
-        return [self._append(batch) for batch in batches]
+        return [
+            refused(batch, refusal) if refusal else self._append(batch)
+            for batch, refusal in zip(batches, refusals, strict=True)
+        ]
 
     def _append(self, batch: AppendBatch) -> AppendOutcome:
         stored = self._rows.get(batch.instance_id)

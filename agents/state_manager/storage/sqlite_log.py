@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from agents.state_manager.errors import InvalidRequest, StoreBusy
+from agents.state_manager.errors import StoreBusy
 from agents.state_manager.fencing import (
     MAX_INBOX_ITEMS,
     OPEN_STATUSES,
@@ -17,6 +17,7 @@ from agents.state_manager.fencing import (
     check_number,
     encoded,
     judge_append,
+    refused,
     stored_row,
 )
 from agents.state_manager.storage.base import MAX_PAGE_BYTES, MAX_SCANNED_EVENTS
@@ -142,11 +143,14 @@ class LogTables(SqliteCore):
 
     async def append(self, batches: Sequence[AppendBatch]) -> list[AppendOutcome]:
         """Store the batches in one transaction; each succeeds or conflicts by itself. Repeats are known as such."""
-        check_batches(batches)
+        refusals = check_batches(batches)
 
         def work(connection: sqlite3.Connection) -> list[AppendOutcome]:
             now = self.now(connection)
-            return [self._append(connection, batch, now) for batch in batches]
+            return [
+                refused(batch, refusal) if refusal else self._append(connection, batch, now)
+                for batch, refusal in zip(batches, refusals, strict=True)
+            ]
 
         return await self.write_log(work, _newest_offset)
 
@@ -308,10 +312,7 @@ def _newest_offset(outcomes: list[AppendOutcome]) -> int:
 
 
 def _text(event: NewEvent) -> str:
-    try:
-        return str(event.data, "utf-8")
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"the data of an event {event.type!r} is not UTF-8") from None
+    return str(event.data, "utf-8")
 
 
 def _offset_of_repeat(connection: sqlite3.Connection, batch: AppendBatch) -> int | None:

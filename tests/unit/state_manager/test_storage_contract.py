@@ -179,20 +179,31 @@ async def test_concurrent_instances_get_distinct_offsets(storage: Storage) -> No
         (make_batch(expected_seq=2**70), "expected_seq"),
         (make_batch(consumed=[2**80]), "consumed_inbox_ids"),
         (make_batch(events=[make_event("")]), "type"),
+        (make_batch(events=[make_event(data=b'"\xff"')]), "UTF-8"),
         (make_batch(created_at=START.replace(tzinfo=None)), "created_at"),
         (msgspec.structs.replace(make_batch("a"), row=make_batch("b").row), "row"),
     ],
 )
-async def test_append_out_of_bounds_names_the_place(storage: Storage, batch: Any, place: str) -> None:
-    with pytest.raises(InvalidRequest, match=place):
-        await storage.append([batch])
-    assert storage.last_offset == 0
+async def test_batch_out_of_bounds_is_refused_alone(storage: Storage, batch: Any, place: str) -> None:
+    refused, stored = await storage.append([batch, make_batch("good")])
+    assert (refused.status, refused.instance_id) == ("refused", batch.instance_id)
+    assert place in refused.reason
+    assert stored.status == "ok"
+    assert storage.last_offset == 1
 
 
 async def test_too_large_event_is_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fencing, "MAX_EVENT_BYTES", 10)
-    with pytest.raises(InvalidRequest, match="12 bytes; at most 10"):
-        await append(storage, events=[make_event(data=b'"0123456789"')])
+    outcome = await append(storage, events=[make_event(data=b'"0123456789"')])
+    assert (outcome.status, "12 bytes; at most 10" in outcome.reason) == ("refused", True)
+
+
+async def test_too_many_batches_are_refused_together(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "MAX_BATCHES", 1)
+    with pytest.raises(InvalidRequest, match="2 batches"):
+        await storage.append([make_batch("a"), make_batch("b")])
 
 
 # --- reading the log ----------------------------------------------------------------------------------------
