@@ -30,12 +30,14 @@ class LogWriter:
         self._mesh = mesh
         self._waiting: deque[tuple[contracts.AppendBatch, asyncio.Future[contracts.AppendOutcome]]] = deque()
         self._senders: set[asyncio.Task[None]] = set()
+        self._sending = 0
 
     async def append(self, batch: contracts.AppendBatch) -> contracts.AppendOutcome:
         """Store a batch durably and return what became of it. It waits as long as the state manager is away."""
         future: asyncio.Future[contracts.AppendOutcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((batch, future))
-        if len(self._senders) < MAX_REQUESTS_IN_FLIGHT:
+        if self._sending < MAX_REQUESTS_IN_FLIGHT:
+            self._sending += 1
             sender = asyncio.get_running_loop().create_task(self._send())
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
@@ -48,14 +50,18 @@ class LogWriter:
         await asyncio.gather(*self._senders, return_exceptions=True)
 
     async def _send(self) -> None:
-        while self._waiting:
-            taken = self._take()
-            try:
-                await self._store(taken)
-            finally:
-                for _, future in taken:
-                    if not future.done():
-                        future.cancel()
+        """Send until nothing waits. It counts itself out in the same breath in which it finds nothing more."""
+        try:
+            while self._waiting:
+                taken = self._take()
+                try:
+                    await self._store(taken)
+                finally:
+                    for _, future in taken:
+                        if not future.done():
+                            future.cancel()
+        finally:
+            self._sending -= 1
 
     def _take(self) -> list[tuple[contracts.AppendBatch, asyncio.Future[contracts.AppendOutcome]]]:
         taken: list[tuple[contracts.AppendBatch, asyncio.Future[contracts.AppendOutcome]]] = []
