@@ -85,6 +85,7 @@ def plan_mesh(
             command=(
                 *(sys.executable, "-m", "amp.router", "--host", host, "--port", str(port)),
                 *("--max-frame-bytes", str(settings.mesh.max_frame_bytes)),
+                *("--log-level", "ERROR" if settings.logging.level == "CRITICAL" else settings.logging.level),
             ),
             environment=shared,
             health_url=f"http://{_in_url(host)}:{port}/health",
