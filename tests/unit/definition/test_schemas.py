@@ -47,6 +47,7 @@ def errors_of(schema: Any) -> list[tuple[str, str]]:
         ({"properties": {"a": {"pattern": "(a+)+$"}}}, "/properties/a/pattern", "exponential"),
         ({"properties": {"a": {"pattern": 3}}}, "/properties/a/pattern", "must be text"),
         ({"patternProperties": {"(a+)*$": {}}}, "/patternProperties/(a+)*$", "exponential"),
+        ({"patternProperties": {"(a*)*$": {}}}, "/patternProperties/(a*)*$", "exponential"),
         ({"required": "a"}, "/required", "different names"),
         ({"required": ["a", "a"]}, "/required", "different names"),
         ({"dependentRequired": {"a": "b"}}, "/dependentRequired", "lists of names"),
