@@ -79,7 +79,7 @@ def check_ports(ports: Sequence[tuple[str, str, int]]) -> None:
                 f"{what} cannot use {host}:{port}: {'it is in use' if taken else error.strerror or error}"
             )
     if problems:
-        cure = "stop what uses it (another mesh?), or start with --port-offset 100"
+        cure = "stop what uses it (another mesh?), or start with --port-offset 100 --data-dir FOLDER"
         raise CommandError("; ".join(problems) + f"; {cure}", ExitCode.CONFLICT)
 
 
