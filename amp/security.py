@@ -68,7 +68,7 @@ class Credentials:
         found: list[str | None] = [
             agent_id
             for key, agent_id in self.api_keys.items()
-            if hmac.compare_digest(key.encode(), token.encode("utf-8", "surrogateescape"))
+            if hmac.compare_digest(key.encode(), token.encode("utf-8", "surrogatepass"))
         ]
         if found:
             return found[0]
@@ -145,7 +145,7 @@ def check_signature(message: Mapping[str, Any], keys: Iterable[str], now: dateti
         raise AuthenticationFailed("headers.signature needs 'algorithm' and 'value'")
     forms = [_with_signature(message, keep_null=keep) for keep in (True, False)]
     digests = [_digest(form, key) for key in keys for form in forms]
-    given = value.encode("utf-8", "surrogateescape")
+    given = value.encode("utf-8", "surrogatepass")
     texts = [text for each in digests for text in (each.hex().encode(), base64.b64encode(each))]
     if not any(hmac.compare_digest(given, text) for text in texts):
         raise AuthenticationFailed("the message's signature is wrong", {"reason": "bad_signature"})
