@@ -32,6 +32,8 @@ from orchestration.expressions import (
 from runtime.settings import ConditionEvaluatorSettings, Settings
 
 THREADS = 2
+MAX_IN_FLIGHT = 100
+"""More wait at the router, where another evaluator may take them."""
 QUICK_STEPS = 2000
 """Steps of an evaluation that are made at once: about two milliseconds."""
 LIMIT_REACHED = "EXPRESSION_LIMIT"
@@ -75,6 +77,10 @@ class ConditionEvaluator(Agent):
             self.offer(contracts.CONDITION_VALIDATE, self.validate_condition),
             self.offer(contracts.EXPRESSION_PARSE, self.parse_expression),
         ]
+
+    def max_in_flight(self) -> int:
+        """Return how many requests are taken at a time."""
+        return MAX_IN_FLIGHT
 
     async def on_stopped(self) -> None:
         """Let the threads end."""
@@ -225,7 +231,7 @@ class ConditionEvaluator(Agent):
         return outcome, round(seconds * 1000, 3)
 
     async def _bounded(self, work: Callable[[], T]) -> T:
-        """Return what `work` makes on a thread. Its fuel ends it; the timeout ends the waiting."""
+        """Return what `work` makes on a thread. Its fuel ends it; the timeout ends the waiting for a thread."""
         running = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             async with asyncio.timeout(self.section.evaluation_timeout):
@@ -233,8 +239,8 @@ class ConditionEvaluator(Agent):
         except TimeoutError:
             raise AmpError(
                 "TIMEOUT",
-                f"the evaluation took longer than {self.section.evaluation_timeout:g} s",
-                retryable=False,
+                f"the evaluation was not done within {self.section.evaluation_timeout:g} s: too many wait for it",
+                retryable=True,
             ) from None
 
     def _count(self, capability: str, successful: bool, seconds: float) -> None:

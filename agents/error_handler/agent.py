@@ -7,6 +7,7 @@ beyond being remembered.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, ClassVar
 
 import msgspec
@@ -67,8 +68,6 @@ class ErrorHandler(Agent):
         )
         self.history = ErrorHistory(self.section.max_records_per_instance)
         self.breakers = BreakerBoard(self.settings.circuit_breaker)
-        self.orders: RecoveryOrders
-        self.escalations: Escalations
         self._reader: LogReader | None = None
         self._times: dict[Severity, deque[datetime]] = {
             severity: deque(maxlen=MAX_TIMES_A_SEVERITY) for severity in Severity
@@ -101,22 +100,30 @@ class ErrorHandler(Agent):
         ]
 
     async def on_ready(self) -> None:
-        """Give orders over the mesh, and begin to read the log."""
-        self.orders = RecoveryOrders(self.mesh, self.section)
-        self.escalations = Escalations(
+        """Begin to read the log."""
+        self._reader = LogReader(self.mesh, types=EVENT_TYPES, after=0, apply=self._take_events)
+        self.spawn(self._reader.run(), "log reader")
+
+    @cached_property
+    def orders(self) -> RecoveryOrders:
+        """The orders that recovery gives over the mesh."""
+        return RecoveryOrders(self.mesh, self.section)
+
+    @cached_property
+    def escalations(self) -> Escalations:
+        """The escalations that were raised and are followed up."""
+        return Escalations(
             self.mesh,
             timeout_seconds=self.section.escalation_timeout,
             spawn=self.spawn,
             count=lambda level: self._escalated.labels(str(level)).inc(),
         )
-        self._reader = LogReader(self.mesh, types=EVENT_TYPES, after=0, apply=self._take_events)
-        self.spawn(self._reader.run(), "log reader")
 
     def health(self) -> dict[str, Any]:
         """Return how much is remembered and how the breakers stand."""
         return {
             "errors_remembered": len(self.history),
-            "open_escalations": len(self.escalations) if hasattr(self, "escalations") else 0,
+            "open_escalations": len(self.escalations) if hasattr(self, "mesh") else 0,
             "breakers": self.breakers.counts(self.clock.now()),
             "log_offset": self._reader.offset if self._reader else 0,
         }

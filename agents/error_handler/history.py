@@ -99,8 +99,8 @@ class ErrorHistory:
         return self._count
 
     def past(self, instance_id: str) -> list[PastError]:
-        """Return what recovery decided for an instance before."""
-        known = self._instances.get(instance_id)
+        """Return what recovery decided for an instance before. Errors of no instance have nothing in common."""
+        known = self._instances.get(instance_id) if instance_id else None
         return [decision.past for decision in known.decisions] if known else []
 
     def workflow_of(self, instance_id: str) -> str:

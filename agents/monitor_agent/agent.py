@@ -4,6 +4,7 @@ Every number comes from the log by cursor, never from a message that could get l
 """
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from agents.monitor_agent.resources import Resources
 from agents.monitor_agent.roster import Roster
 from agents.monitor_agent.store import MonitorStore
 from amp.capability import Incoming, Offer
-from amp.errors import AmpError, InvalidParameters
+from amp.errors import AmpError, InsufficientResources, InvalidParameters
 from amp.subscriptions import Event
 from orchestration import contracts, reports
 from orchestration.alerts import BUILT_IN_RULES, Alert, AlertSeverity, Finding, Rule, RuleOutcome, compare
@@ -102,7 +103,9 @@ class MonitorAgent(Agent):
 
     async def on_start(self) -> None:
         """Open the store and take up where it ends."""
-        await self.store.open()
+        problem = await self.store.open_or_rebuild()
+        if problem:
+            self.logger.error("monitor_store_rebuilt", reason=problem)
         self.instances = await self.store.open_instances()
         self.alerts = AlertBook(await self.store.alerts(), self.section.max_alerts)
         self.answers = self._make_answers()
@@ -142,7 +145,11 @@ class MonitorAgent(Agent):
             changes = fold(self.instances, events)
             raised = [self._raise(finding, at) for _, at, finding in changes.findings]
             changed, dropped = self.alerts.take_changes()
-            await self.store.save(changes, cursor=offset, alerts=changed, dropped_alerts=dropped)
+            try:
+                await self.store.save(changes, cursor=offset, alerts=changed, dropped_alerts=dropped)
+            except sqlite3.Error as error:
+                await self._go_back()
+                raise InsufficientResources(f"the monitor's store cannot be written: {error}") from None
         self._events.inc(len(events))
         for execution in changes.ended:
             self._executions.labels(execution.status).inc()
@@ -150,6 +157,13 @@ class MonitorAgent(Agent):
             self._unreadable.inc(changes.unreadable)
             self.logger.warning("log_events_unreadable", count=changes.unreadable, offset=offset)
         await self._announce(alert for alert, _ in raised)
+
+    async def _go_back(self) -> None:
+        """Hold what was saved last, so that the same events can be counted again."""
+        saved = await self.store.open_instances()
+        self.instances.clear()
+        self.instances.update(saved)
+        self.alerts.reset(await self.store.alerts())
 
     async def _start_over(self) -> None:
         """Another log is there: count anew."""
@@ -160,9 +174,12 @@ class MonitorAgent(Agent):
     async def _watch_rules(self) -> None:
         """Evaluate the rules and forget what is too old, each `alert_check_interval`."""
         while True:
-            await self.evaluate_rules()
-            now = self.clock.now()
-            await self.store.forget(before=now - timedelta(hours=self.section.metrics_retention_hours))
+            try:
+                await self.evaluate_rules()
+                kept = timedelta(hours=self.section.metrics_retention_hours)
+                await self.store.forget(before=self.clock.now() - kept)
+            except sqlite3.Error as error:
+                self.logger.error("monitor_store_failed", reason=str(error))
             await asyncio.sleep(self.section.alert_check_interval)
 
     async def evaluate_rules(self) -> None:
@@ -180,7 +197,10 @@ class MonitorAgent(Agent):
     async def _watch_agents(self) -> None:
         """Ask every agent, each `health_check_interval`."""
         while True:
-            await self.check_agents()
+            try:
+                await self.check_agents()
+            except sqlite3.Error as error:
+                self.logger.error("monitor_store_failed", reason=str(error))
             await asyncio.sleep(self.section.health_check_interval)
 
     async def check_agents(self) -> None:

@@ -20,10 +20,17 @@ class AlertBook:
     """
 
     def __init__(self, alerts: Mapping[str, Alert], max_alerts: int) -> None:
+        self._max_alerts = max_alerts
+        self._alerts: dict[str, Alert] = {}
+        self._open: dict[str, str] = {}
+        self._changed: dict[str, Alert] = {}
+        self.reset(alerts)
+
+    def reset(self, alerts: Mapping[str, Alert]) -> None:
+        """Hold these alerts, as they were saved, and nothing else."""
         self._alerts = dict(alerts)
         self._open = {alert.fingerprint: alert.id for alert in alerts.values() if not alert.resolved}
-        self._max_alerts = max_alerts
-        self._changed: dict[str, Alert] = {}
+        self._changed.clear()
 
     def __len__(self) -> int:
         return len(self._alerts)

@@ -5,6 +5,7 @@ happens in between, a batch counts once. Losing the newest transactions costs no
 """
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -65,6 +66,28 @@ class MonitorStore:
                 "Use the newer release, or move the file away: it is made again from the log"
             )
         await self._db.execute(sql.SET_META, (_VERSION, sql.SCHEMA_VERSION))
+
+    async def open_or_rebuild(self) -> str:
+        """Open the file; when it is damaged, put it aside and begin anew from the log.
+
+        Returns: What was wrong with the file, "" when nothing was.
+        Raises: StoreTooNew.
+        """
+        try:
+            await self.open()
+            await self.open_instances()
+            await self.alerts()
+        except (sqlite3.DatabaseError, msgspec.MsgspecError) as problem:
+            await self.close()
+            if self._path == ":memory:" or isinstance(problem, sqlite3.OperationalError):
+                raise
+            for suffix in ("", "-wal", "-shm"):
+                damaged = Path(self._path + suffix)
+                if damaged.exists():
+                    damaged.replace(f"{self._path}.damaged{suffix}")
+            await self.open()
+            return str(problem)
+        return ""
 
     async def close(self) -> None:
         """Close the file. Works twice."""

@@ -212,6 +212,12 @@ async def test_error_without_an_instance_is_advised_only(bench: Bench, others: O
     assert others.orders == []
 
 
+async def test_errors_of_no_instance_do_not_use_up_each_others_budget(bench: Bench) -> None:
+    for _ in range(6):
+        reply = await bench.ask("error-handle", {"error": {"code": "TIMEOUT"}})
+        assert reply["recovery_action"] == "retry"
+
+
 @pytest.mark.parametrize(
     ("error", "context"),
     [

@@ -1,4 +1,5 @@
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -274,6 +275,46 @@ async def test_failed_save_changes_nothing(tmp_path: Path, log: FakeLog) -> None
     await store.save(changes, cursor=5)
     assert (await store.workflows(0))["flow"].tally.completed == 1
     await store.close()
+
+
+async def test_damaged_store_is_put_aside_and_made_again(tmp_path: Path, log: FakeLog) -> None:
+    (tmp_path / "monitor.db").write_bytes(b"this is no database" * 1000)
+    run(log, "a")
+    async with running_agent(MonitorAgent, tmp_path, *state_manager(log)) as bench:
+        await until(lambda: bench.agent.health()["log_offset"] == len(log.records))
+        bench.clock.advance(minutes=1)
+        flow = (await bench.ask("metrics-get", {"metric_type": "workflow"}))["metrics"]["flow"]
+        assert flow["total_executions"] == 1
+    assert (tmp_path / "monitor.db.damaged").exists()
+
+
+class FullDisk(MonitorStore):
+    """A store whose disk is full for a while."""
+
+    full = True
+
+    async def save(self, *arguments: Any, **more: Any) -> None:
+        if self.full:
+            raise sqlite3.OperationalError("database or disk is full")
+        await super().save(*arguments, **more)
+
+
+async def test_full_disk_is_survived_and_nothing_counts_twice(
+    tmp_path: Path, log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.monitor_agent.agent.MonitorStore", FullDisk)
+    monkeypatch.setattr("agents.log_reader.RETRY_SECONDS", 0.01)
+    run(log, "a", ends="bad")
+    async with running_agent(MonitorAgent, tmp_path, *state_manager(log)) as bench:
+        await until(lambda: log.reads > 3)
+        assert bench.agent.health()["active_workflows"] == 0
+        bench.agent.store.full = False
+        await until(lambda: bench.agent.health()["log_offset"] == len(log.records))
+        bench.clock.advance(minutes=1)
+        flow = (await bench.ask("metrics-get", {"metric_type": "workflow"}))["metrics"]["flow"]
+        assert (flow["started_executions"], flow["failed_executions"]) == (1, 1)
+        failures = [each for each in bench.agent.alerts.open_alerts if each.type == "workflow_failure"]
+        assert [each.count for each in failures] == [1]
 
 
 # --- alerts -------------------------------------------------------------------------------------------------
