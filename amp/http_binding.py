@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from amp.caller import CALLER
 from amp.codec import Control, Refusal, decode
 from amp.envelope import Envelope, MessageType
 from amp.errors import AmpError, InvalidSchema, RequestTimeout
@@ -90,7 +91,7 @@ class HttpBinding:
 
     async def _poll(self, request: web.Request) -> web.Response:
         poller = self._by_cookie.get(request.cookies.get(COOKIE, ""))
-        named = request["agent_id"]
+        named = request[CALLER].agent_id
         if named is not None and (poller is None or poller.agent_id != named):
             poller = self._pollers.get(named)
         if poller is None:
@@ -128,7 +129,7 @@ class HttpBinding:
         if poller is not None:
             self._drop(poller)
         mailbox = Mailbox(asyncio.get_running_loop().time)
-        session = Session(key=self._router.new_key(), kind="http", pinned_agent_id=request["agent_id"])
+        session = Session(key=self._router.new_key(), kind="http", pinned_agent_id=request[CALLER].agent_id)
         self._router.routing.registry.holder_to_replace(session, agent_id)
         if len(self._pollers) >= MAX_POLLERS:
             raise AmpError(
@@ -171,7 +172,7 @@ class HttpBinding:
         if self._calls >= MAX_CALLS:
             raise AmpError("INSUFFICIENT_RESOURCES", "too many calls are under way", {"retry_after_ms": 1000})
         box = CallBox()
-        session = Session(key=self._router.new_key(), kind=INVOKE, pinned_agent_id=request["agent_id"])
+        session = Session(key=self._router.new_key(), kind=INVOKE, pinned_agent_id=request[CALLER].agent_id)
         session.terms = SessionTerms(max_frame_bytes=self._router.limits.max_frame_bytes)
         member = self._router.admit_session(session, box)
         self._calls += 1

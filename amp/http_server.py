@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import WSMsgType, web
 
+from amp.caller import CALLER, Caller
 from amp.errors import AmpError, AuthenticationFailed, AuthorizationFailed, LocalProtocolError
 from amp.http_binding import HttpBinding
 from amp.link import Link
@@ -126,8 +127,7 @@ class HttpServer:
             speaks_for = request.match_info["agent_id"]
         if pinned is not None and speaks_for not in (None, pinned):
             raise AuthorizationFailed(f"this key is bound to {pinned!r}")
-        request["pinned_agent_id"] = pinned
-        request["agent_id"] = speaks_for or pinned
+        request[CALLER] = Caller(pinned, speaks_for or pinned)
         if request.method in ("POST", "PUT") and request.content_type != "application/json":
             raise AmpError("INVALID_SCHEMA", "send the content type application/json", {"status": 415})
         return await handler(request)
@@ -157,7 +157,7 @@ class HttpServer:
         if transport is None:
             return socket_response
         link = Link(_ServerSocket(socket_response, transport))
-        member = self._router.admit(link, "websocket", pinned_agent_id=request["agent_id"])
+        member = self._router.admit(link, "websocket", pinned_agent_id=request[CALLER].agent_id)
         await self._router.read(member, link)
         return socket_response
 

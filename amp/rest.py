@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 
+from amp.caller import CALLER
 from amp.directory import Query, search
 from amp.errors import AgentNotFound, AmpError, InvalidParameters
 from amp.registry import describe_registration
@@ -125,7 +126,7 @@ class RegistryApi:
 
     def _check_right(self, request: web.Request, agent_id: str) -> None:
         """Raise unless the caller may speak for the agent."""
-        caller = Session(key=0, kind="rest", pinned_agent_id=request["pinned_agent_id"])
+        caller = Session(key=0, kind="rest", pinned_agent_id=request[CALLER].proven_agent_id)
         self._registry.check_borrowed(caller, agent_id)
 
 
