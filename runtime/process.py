@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
+SAME_REQUEST_SECONDS = 1.0
+"""Signals this close together are one request: some senders signal the process and then its group."""
 
 Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 
@@ -60,12 +62,18 @@ async def _with_signals(main: Main) -> int:
     assert task is not None
     loop = asyncio.get_running_loop()
 
+    asked_at = 0.0
+
     def received(name: str) -> None:
+        nonlocal asked_at
         if stopping.is_set():
+            if loop.time() - asked_at < SAME_REQUEST_SECONDS:
+                return
             logger.warning("stopping_at_once", extra={"signal": name})
             task.cancel()
         else:
             logger.info("stopping", extra={"signal": name})
+            asked_at = loop.time()
             stopping.set()
 
     with contextlib.ExitStack() as handlers:

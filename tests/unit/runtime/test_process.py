@@ -30,21 +30,32 @@ def test_signal_asks_main_to_finish(number: signal.Signals) -> None:
     assert run_to_end(main) == 0
 
 
-def test_second_signal_ends_main_at_once() -> None:
+def test_later_signal_ends_main_at_once() -> None:
     cleaned = []
 
     async def main(stopping: asyncio.Event) -> int:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            await stopping.wait()
-            os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.Event().wait()
+            while True:
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.05)
         finally:
             cleaned.append(True)
         return 0
 
     assert run_to_end(main) == 130
     assert cleaned == [True]
+
+
+def test_signals_close_together_are_one_request() -> None:
+    async def main(stopping: asyncio.Event) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        await stopping.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0)
+        return 0
+
+    assert run_to_end(main) == 0
 
 
 def test_signal_handlers_are_put_back() -> None:
