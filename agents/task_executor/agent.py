@@ -30,6 +30,7 @@ from amp.subscriptions import Event
 from orchestration import contracts, templates
 from orchestration.contracts import Attempt
 from orchestration.expressions.errors import DataError
+from runtime.errors import RuntimeFault
 from runtime.settings import AgentSection, Settings, SettingsError, TaskExecutorSettings
 
 ABANDONED_PATIENCE_SECONDS = 300.0
@@ -79,6 +80,7 @@ class TaskExecutor(Agent):
             max_result_bytes=self._section.max_result_bytes,
         )
         self._deliveries: set[asyncio.Task[Any]] = set()
+        self._leaving = False
         self._finished_tasks = Counter(
             "amp_executor_tasks", "Tasks finished, by capability and outcome", ["capability", "outcome"],
             registry=self.metrics,
@@ -117,7 +119,13 @@ class TaskExecutor(Agent):
 
     async def on_start(self) -> None:
         """Make the files root ready."""
-        await self._services.disk.run(partial(self._services.files.prepare, self.clock.now().timestamp()))
+        files = self._services.files
+        try:
+            await self._services.disk.run(partial(files.prepare, self.clock.now().timestamp()))
+        except OSError as error:
+            raise RuntimeFault(
+                f"task_executor.files.root: {str(files.root)!r} cannot be used: {error.strerror}"
+            ) from None
 
     async def on_ready(self) -> None:
         """Watch for engines that go away, and for our own way to them breaking."""
@@ -126,6 +134,7 @@ class TaskExecutor(Agent):
 
     async def on_stop(self) -> None:
         """Hand over what nobody waits for, while the mesh is still there. What somebody waits for is drained later."""
+        self._leaving = True
         deadline = asyncio.get_running_loop().time() + min(
             HANDOVER_SECONDS, self._section.drain_timeout_seconds
         )
@@ -292,7 +301,8 @@ class TaskExecutor(Agent):
             self._lose(left)
 
     async def _on_disconnected(self) -> None:
-        self._lose(None)
+        if not self._leaving:
+            self._lose(None)
 
     def _lose(self, engine_id: str | None) -> None:
         """Note that an engine, or every one, hears no answer: what runs is for the inbox, and so is what just ended."""
@@ -333,7 +343,7 @@ class TaskExecutor(Agent):
             "attempt": attempt.attempt,
         }
         try:
-            await self.mesh.request(
+            reply = await self.mesh.request(
                 contracts.INBOX_PUT.id,
                 request,
                 reply_type=contracts.InboxPutReply,
@@ -343,7 +353,9 @@ class TaskExecutor(Agent):
         except AmpError as error:
             self.logger.error("result_not_delivered", **facts, code=error.code, reason=error.message)
         else:
-            self.logger.info("result_put_into_inbox", **facts)
+            self.logger.info(
+                "result_put_into_inbox", **facts, instance_found=reply.found, instance_open=reply.open
+            )
 
 
 async def _no_progress(data: Mapping[str, Any]) -> None:

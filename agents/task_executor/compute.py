@@ -73,11 +73,8 @@ class ForeignCode:
             try:
                 result = work()
             except BaseException as raised:  # boundary: foreign code; the waiting side raises it
-                error = (
-                    raised
-                    if isinstance(raised, Exception)
-                    else RuntimeError(f"raised {type(raised).__name__}")
-                )
+                usable = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
+                error = raised if usable else RuntimeError(f"raised {type(raised).__name__}")
             with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits
                 loop.call_soon_threadsafe(settle, result, error)
 

@@ -19,7 +19,7 @@ from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from agents.task_executor.handlers.subprocess_ import Subprocess
 from orchestration.contracts import SubprocessRequest
-from runtime.settings import SubprocessSettings
+from runtime.settings import SettingsError, SubprocessSettings
 from tests.unit.executor.clocks import FixedClock
 
 ALLOWED = ("sh", "echo", "cat", "env", "pwd", "sleep", "true", "false", "missing-program", sys.executable)
@@ -133,8 +133,35 @@ async def test_environment_is_minimal(run: Runner, monkeypatch: pytest.MonkeyPat
     assert "NUMBER=5" in lines
 
 
+def test_relative_path_in_the_allow_list_is_a_settings_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"'\./tool' must be a plain name or an absolute path"):
+        Runner(tmp_path, allowed_commands=("./tool",))
+
+
 @pytest.mark.parametrize(
-    "name", ["LD_PRELOAD", "PATH", "PYTHONPATH", "BASH_ENV", "NODE_OPTIONS", "GIT_SSH_COMMAND", "IFS"]
+    "name",
+    [
+        "HOME",
+        "OPENSSL_CONF",
+        "LD_PRELOAD",
+        "PATH",
+        "PYTHONPATH",
+        "BASH_ENV",
+        "NODE_OPTIONS",
+        "GIT_SSH_COMMAND",
+        "IFS",
+    ],
+    [
+        "HOME",
+        "OPENSSL_CONF",
+        "LD_PRELOAD",
+        "PATH",
+        "PYTHONPATH",
+        "BASH_ENV",
+        "NODE_OPTIONS",
+        "GIT_SSH_COMMAND",
+        "IFS",
+    ],
 )
 async def test_variables_that_change_what_runs_are_refused(run: Runner, name: str) -> None:
     with pytest.raises(NotPermitted, match=name):

@@ -10,7 +10,7 @@ import msgspec
 
 from agents.task_executor import formats
 from agents.task_executor.compute import Compute
-from agents.task_executor.errors import InvalidInput
+from agents.task_executor.errors import InvalidInput, TaskError
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from orchestration.contracts import FileOperationReply, FileOperationRequest
@@ -38,7 +38,7 @@ class FileOperation:
     async def run(self, request: FileOperationRequest, context: TaskContext) -> Outcome:
         """Return the result of one operation, or of several with `operations`; outputs are the result's keys."""
         steps = _steps(request)
-        replies = await self._compute.run(lambda: [self._perform(step) for step in steps])
+        replies = await self._compute.run(lambda: self._perform_all(steps))
         first, others = replies[0], replies[1:]
         if request.operations:
             listed = [_keys(reply) for reply in replies]
@@ -48,6 +48,19 @@ class FileOperation:
         if others:
             first = msgspec.structs.replace(first, files=[_keys(reply) for reply in others])
         return Outcome(result=first, outputs=_keys(first), primary=_primary(first))
+
+    def _perform_all(self, steps: list[FileOperationRequest]) -> list[FileOperationReply]:
+        """Return the replies of the steps in order. A failure names its step; what was done before stays done."""
+        replies: list[FileOperationReply] = []
+        for index, step in enumerate(steps):
+            try:
+                replies.append(self._perform(step))
+            except TaskError as error:
+                if len(steps) == 1:
+                    raise
+                message = f"file {index + 1} of {len(steps)} ({step.operation}): {error.message}"
+                raise type(error)(message, details=error.details, retryable=error.retryable) from None
+        return replies
 
     def _perform(self, step: FileOperationRequest) -> FileOperationReply:
         path = step.file_path

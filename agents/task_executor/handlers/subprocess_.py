@@ -15,37 +15,41 @@ from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from agents.task_executor.processes import Finished, Program, RunningTooLong, run_program
 from orchestration.contracts import SubprocessReply, SubprocessRequest
-from runtime.settings import SubprocessSettings
+from runtime.settings import SettingsError, SubprocessSettings
 
 MAX_ARGUMENTS = 1000
 MAX_ARGUMENT_BYTES = 128 * 1024
 """Of all arguments and variables together, well below what the system takes."""
 MAX_EXCERPT_CHARACTERS = 2000
+HOME_FOLDER = "/nonexistent"
+"""Programs read their own settings from their home: tasks must not be able to write there."""
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 REFUSED_VARIABLE_PREFIXES = (
-    "LD_",
-    "DYLD_",
-    "PYTHON",
-    "PERL",
-    "RUBY",
-    "NODE_",
-    "BASH_",
-    "GIT_",
-    "JAVA_",
-    "GLIBC_",
-)
+    "LD_", "DYLD_", "GLIBC_", "MALLOC_", "NSS_", "PYTHON", "PERL", "RUBY", "GEM_", "BUNDLE_", "NODE_", "NPM_", "DENO_",
+    "BASH_", "GIT_", "SSH_", "JAVA_", "JDK_", "DOTNET_", "CORECLR_", "LUA_", "PHP", "R_", "OPENSSL_", "SSL_", "CURL_",
+    "XDG_", "LESS", "KRB5", "AWS_", "DOCKER_", "KUBE",
+)  # fmt: skip
 REFUSED_VARIABLES = frozenset(
-    {"PATH", "IFS", "ENV", "SHELL", "GCONV_PATH", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"}
-)
+    {
+        "PATH", "HOME", "IFS", "ENV", "SHELL", "SHELLOPTS", "PS4", "ZDOTDIR", "PAGER", "EDITOR", "VISUAL", "BROWSER",
+        "GCONV_PATH", "LOCPATH", "NLSPATH", "TERMINFO", "_JAVA_OPTIONS", "CLASSPATH", "MAKEFLAGS", "TMPDIR",
+        "HOSTALIASES", "RESOLV_HOST_CONF", "GETCONF_DIR",
+    }
+)  # fmt: skip
 """They make a permitted program load or run something that is not on the list."""
 
 
 class Subprocess:
-    """Performs `subprocess` tasks."""
+    """Performs `subprocess` tasks. Raises SettingsError when an entry of the allow-list is a relative path."""
 
     request_type = SubprocessRequest
 
     def __init__(self, settings: SubprocessSettings, files: FileRoot) -> None:
+        for entry in settings.allowed_commands:
+            if "/" in entry and not entry.startswith("/"):
+                raise SettingsError(
+                    f"task_executor.subprocess.allowed_commands: {entry!r} must be a plain name or an absolute path"
+                )
         self._settings = settings
         self._files = files
 
@@ -59,7 +63,7 @@ class Subprocess:
         environment = {
             "PATH": SEARCH_PATH,
             "LANG": "C.UTF-8",
-            "HOME": str(self._files.root),
+            "HOME": HOME_FOLDER,
             **_variables(request.env),
         }
         _check_sizes(arguments, environment)

@@ -19,6 +19,7 @@ from amp.router import Router
 from amp.transports.memory import MemoryNetwork
 from orchestration import contracts
 from orchestration.status import Effects
+from runtime.errors import RuntimeFault
 from runtime.settings import FileSettings, Settings, SettingsError, TaskExecutorSettings
 
 HANDLERS = """
@@ -142,7 +143,7 @@ def attempt(token: str = "t1", **more: Any) -> contracts.Attempt:
 
 async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110 - the condition lies in another agent
+        while not true():
             await asyncio.sleep(0.005)
 
 
@@ -633,3 +634,21 @@ async def test_progress_that_cannot_be_told_does_not_fail_the_task(tmp_path: Pat
         await until(lambda: not mesh.executor._attempts.running)
         ending = mesh.executor._attempts.known_ending("t1", mesh.executor.clock.monotonic())
     assert b'"told"' in bytes(ending)  # type: ignore[arg-type]
+
+
+async def test_unusable_files_root_stops_the_start_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    mesh = Mesh(tmp_path, files=FileSettings(root=str(tmp_path / "file")))
+    mesh.router.serve_memory(mesh.network)
+    with pytest.raises(RuntimeFault, match="cannot be used"):
+        await mesh.executor.start(wait_seconds=5)
+    await mesh.executor.stop()
+    await mesh.router.stop()
+
+
+async def test_clean_stop_repeats_no_result(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        await engine.request(CUSTOM, {"task_name": "count"}, context=attempt(effects=Effects.ONCE))
+        await mesh.executor.stop()
+        assert mesh.inbox == []

@@ -141,7 +141,7 @@ async def test_unusable_parameters_are_invalid_input(
 async def test_refusals_of_the_root_pass_through(operate: Operator) -> None:
     with pytest.raises(NotPermitted):
         await operate(file_path="../x", content="x")
-    with pytest.raises(NotPermitted):
+    with pytest.raises(NotPermitted, match=r"file 2 of 2 \(write\)"):
         await operate(file_path="x", content="x", additional_files=[{"path": "/etc/x", "content": "x"}])
     with pytest.raises(NotFound):
         await operate(operation="copy", file_path="nothing", destination="x")
