@@ -435,3 +435,21 @@ async def test_api_key_is_demanded_when_the_router_has_one():
             assert "amp_router_requests" in with_key.text
     finally:
         conftest.stop_router(process)
+
+
+async def test_the_example_agent_serves_its_capability(url, port):
+    example = Path(__file__).parents[2] / "examples" / "external_agent.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(example), url, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), 15)
+        assert b"registered" in line
+        async with PlainClient("asker", url) as asker:
+            assert (await asker.request("text-uppercase", {"text": "abc"}))["text"] == "ABC"
+            with pytest.raises(RemoteError) as wrong:
+                await asker.request("text-uppercase", {"text": 5})
+            assert wrong.value.code == "INVALID_PARAMETERS"
+    finally:
+        process.terminate()
+        await process.wait()
