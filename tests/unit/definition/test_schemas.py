@@ -1,6 +1,5 @@
 """JSON Schemas that people write: what is refused, and what values break."""
 
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -326,13 +325,18 @@ HARD = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "value"), HARD)
-def test_hard_schemas_end_within_their_budget(schema: Any, value: Any) -> None:
+ENDS = ["anyOf", "", "", "schema-budget", "schema-budget", "schema-budget", "schema-budget"]
+"""What the first violation is, by position in HARD: some are checked to the end, the others meet the budget."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "end"),
+    [(schema, value, end) for (schema, value), end in zip(HARD, ENDS, strict=True)],
+    ids=range(len(HARD)),
+)
+def test_hard_schemas_end_within_their_budget(schema: Any, value: Any, end: str) -> None:
     assert check(schema).errors() == []
-    began = time.process_time()
-    with suppress(InputError):
-        prepare_inputs(schema, value)
-    assert time.process_time() - began < 5
+    assert [problem.code for problem in violations(schema, value)][:1] == ([end] if end else [])
 
 
 def test_a_schema_that_descends_too_deep_is_an_answer_not_a_crash() -> None:
