@@ -45,7 +45,7 @@ class ManualClock:
 async def until(true: Callable[[], object]) -> None:
     """Wait until something is true of an agent that tells nobody: look again after each turn of the loop."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while not true():  # noqa: ASYNC110
+        while not true():
             await asyncio.sleep(0.001)
 
 

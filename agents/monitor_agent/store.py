@@ -81,10 +81,7 @@ class MonitorStore:
             await self.close()
             if self._path == ":memory:" or isinstance(problem, sqlite3.OperationalError):
                 raise
-            for suffix in ("", "-wal", "-shm"):
-                damaged = Path(self._path + suffix)
-                if damaged.exists():
-                    damaged.replace(f"{self._path}.damaged{suffix}")
+            _put_aside(self._path)
             await self.open()
             return str(problem)
         return ""
@@ -233,6 +230,13 @@ class MonitorStore:
                 await self._db.rollback()
                 raise
             await self._db.commit()
+
+
+def _put_aside(path: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        damaged = Path(path + suffix)
+        if damaged.exists():
+            damaged.replace(f"{path}.damaged{suffix}")
 
 
 def _columns(tally: Tally) -> tuple[Any, ...]:
