@@ -30,6 +30,8 @@ from orchestration.expressions.values import MAX_DATA_DEPTH
 MAX_TEXT_CHARS = 1024 * 1024
 """Longest text that is searched for placeholders, and longest text that filling may make."""
 MAX_PARAMETER_NODES = 200_000
+MAX_STEPS = 1_000_000
+"""Steps that all placeholders of one rendering may take together; under a second."""
 MAX_SCANNED_CHARS = 256 * 1024
 """Characters that may be searched in vain for closing braces in one text."""
 CACHED_TEMPLATES = 4096
@@ -212,8 +214,9 @@ class _Renderer:
         layers: list[Mapping[str, Any]] = [scope.variables]
         if scope.secrets is not None:
             layers.append({"secrets": _Secrets(scope.secrets)})
-        self._layers = layers
-        self._scope = scope
+        self._evaluator = Evaluator(
+            layers, declared=scope.declared, now=scope.now, limits=scope.limits, steps=MAX_STEPS
+        )
         self._nodes = MAX_PARAMETER_NODES
         self._chars = MAX_TEXT_CHARS * 16
 
@@ -254,7 +257,7 @@ class _Renderer:
             parts = _template(text).parts
             if len(parts) == 1:
                 only = parts[0]
-                return only if isinstance(only, str) else self._value(only, path)
+                return only if isinstance(only, str) else self._evaluator.run(only)
             made = [part if isinstance(part, str) else self._embedded(part, path, field) for part in parts]
         except ExpressionError as error:
             raise _failure(error, path) from None
@@ -264,13 +267,8 @@ class _Renderer:
             raise TemplateError(FAILED, f"the filled text has more than {MAX_TEXT_CHARS} characters", path)
         return "".join(made)
 
-    def _value(self, expression: Expression, path: str) -> Any:
-        scope = self._scope
-        evaluator = Evaluator(self._layers, declared=scope.declared, now=scope.now, limits=scope.limits)
-        return evaluator.run(expression)
-
     def _embedded(self, expression: Expression, path: str, field: str | None) -> str:
-        value = self._value(expression, path)
+        value = self._evaluator.run(expression)
         if value is None:
             if field in SINK_FIELDS:
                 message = f"{shown(expression.source.strip())} is null, which cannot be part of {shown(field or '')}"
@@ -281,7 +279,11 @@ class _Renderer:
                 message = f"{shown(expression.source.strip())} holds a control character"
                 raise TemplateError(FAILED, message, path)
             return value
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            message = f"{shown(expression.source.strip())} cannot be written as JSON"
+            raise TemplateError(FAILED, message, path) from None
 
 
 def _failure(error: ExpressionError, path: str) -> TemplateError:

@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestration.conditions.outcome import DEFAULT_SETTINGS, ConditionOutcome, ConditionSettings, evaluate
+from orchestration.conditions.outcome import (
+    DEFAULT_SETTINGS,
+    ConditionOutcome,
+    ConditionSettings,
+    Purse,
+    evaluate,
+)
 from orchestration.expressions.errors import INVALID_INPUT, LIMIT, ConditionError
 
 MAX_BATCH = 1000
@@ -59,12 +65,13 @@ def batch(
         raise ConditionError(
             LIMIT, f"a batch may have {MAX_BATCH} conditions, this one has {len(conditions)}"
         )
+    purse = Purse()
     results: list[dict[str, Any]] = []
     for index, condition in enumerate(conditions):
         expression = _expression_of(condition, "expression", f"condition {index + 1}")
         own = condition.get("context")
         merged = {**context, **own} if isinstance(own, Mapping) else context
-        outcome = evaluate(_type_of(condition), expression, merged, settings)
+        outcome = evaluate(_type_of(condition), expression, merged, settings, purse)
         entry = {"expression": expression, "result": outcome.result, "details": outcome.details}
         results.append(entry | _success(outcome))
     values = [entry["result"] for entry in results]
@@ -87,11 +94,12 @@ def decision_tree(
     Raises: ConditionError when the tree is too deep, too large or misdescribed, also where the walk does not go.
     """
     _check_tree(tree, max_depth, max_nodes)
+    purse = Purse()
     path: list[str] = []
     evaluations: list[dict[str, Any]] = []
     node = tree
     while _is_node(node):
-        outcome = evaluate(_type_of(node), node["condition"], context, settings)
+        outcome = evaluate(_type_of(node), node["condition"], context, settings, purse)
         entry = {"condition": node["condition"], "type": _type_of(node), "result": outcome.result}
         evaluations.append(entry | _success(outcome))
         if not outcome.successful:
@@ -121,6 +129,7 @@ def rule_engine(
         raise ConditionError(INVALID_INPUT, f"the mode is one of {', '.join(sorted(RULE_MODES))}")
     if len(rules) > MAX_RULES:
         raise ConditionError(LIMIT, f"there may be {MAX_RULES} rules, there are {len(rules)}")
+    purse = Purse()
     matched: list[dict[str, Any]] = []
     actions: list[Any] = []
     failed: list[dict[str, Any]] = []
@@ -129,7 +138,7 @@ def rule_engine(
         if matched and mode == "highest_priority" and priority < matched[0]["priority"]:
             break
         expression = _expression_of(rule, "condition", f"rule {index + 1}")
-        outcome = evaluate(_type_of(rule), expression, context, settings)
+        outcome = evaluate(_type_of(rule), expression, context, settings, purse)
         name = rule.get("id", f"rule_{index + 1}")
         if outcome.error is not None:
             failed.append({"id": name, "condition": expression, "error": outcome.error.message})

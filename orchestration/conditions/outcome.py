@@ -15,6 +15,8 @@ from orchestration.expressions.limits import CONDITION_LIMITS, Limits
 
 MAX_LISTED_KEYS = 200
 MAX_SHOWN_EXPRESSION_CHARS = 1000
+MAX_SHARED_STEPS = 2_000_000
+"""Steps that the conditions of one batch, tree or rule set may take together; about a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,13 @@ class ConditionOutcome:
     def successful(self) -> bool:
         """Whether it could be evaluated."""
         return self.error is None
+
+
+@dataclass(slots=True)
+class Purse:
+    """Steps that several conditions share."""
+
+    steps: int = MAX_SHARED_STEPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +57,18 @@ def evaluate(
     expression: str,
     context: Mapping[str, Any],
     settings: ConditionSettings = DEFAULT_SETTINGS,
+    purse: Purse | None = None,
 ) -> ConditionOutcome:
     """Return whether a condition holds. It never raises: a condition that fails says so in its outcome.
+
+    With a purse its steps are taken from there, so that many conditions are bounded together.
 
     details: expression, condition_type, context_keys, evaluation_successful, error (null, or what was wrong).
     """
     error: ExpressionError | None = None
     result = False
     try:
-        result = _holds(condition_type, expression, context, settings)
+        result = _holds(condition_type, expression, context, settings, purse)
     except ExpressionError as failure:
         error = failure
     details = {
@@ -82,12 +94,17 @@ def check(
 
 
 def _holds(
-    condition_type: str, expression: str, context: Mapping[str, Any], settings: ConditionSettings
+    condition_type: str,
+    expression: str,
+    context: Mapping[str, Any],
+    settings: ConditionSettings,
+    purse: Purse | None,
 ) -> bool:
     limits = settings.limits
     if not isinstance(context, Mapping):
         raise ExpressionError(SYNTAX, "the context of a condition is an object")
-    evaluator = Evaluator(context, declared=settings.declared, now=settings.now, limits=limits)
+    steps = limits.max_steps if purse is None else min(limits.max_steps, purse.steps)
+    evaluator = Evaluator(context, declared=settings.declared, now=settings.now, limits=limits, steps=steps)
     try:
         match condition_type:
             case "python":
@@ -103,5 +120,8 @@ def _holds(
                 return any(select(parse_path(expression, limits), evaluator, context))
     except RecursionError:
         raise ExpressionError(LIMIT, "the condition or its data is nested too deep") from None
+    finally:
+        if purse is not None:
+            purse.steps -= steps - evaluator.steps_left
     names_of(condition_type, expression, limits)
     raise AssertionError("an unknown type has no names")

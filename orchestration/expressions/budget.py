@@ -25,6 +25,11 @@ class Budget:
         self._steps = steps
         self._now = now
 
+    @property
+    def steps_left(self) -> int:
+        """How many steps there are still; none when they ran out."""
+        return max(0, self._steps)
+
     def charge(self, steps: int) -> None:
         """Count steps; raises when they run out."""
         self._steps -= steps

@@ -23,6 +23,8 @@ from orchestration.expressions.errors import LIMIT, SYNTAX, ExpressionError
 
 MAX_PATTERN_CHARS = 1000
 MAX_GROUPS = 50
+MAX_NESTED_REPEATS = 6
+"""Repeats inside repeats. Each level is looked at twice, so the bound takes 2 ** levels as long to compute."""
 MAX_TEXT_CHARS = 1024 * 1024
 MAX_STEPS = 20_000_000
 """Steps of the backtracking matcher in one call: at most a tenth of a second."""
@@ -56,6 +58,8 @@ class Pattern:
     def __init__(self, source: str, flags: int) -> None:
         self.compiled = re.compile(source, flags)
         tree = list(_parser.parse(source, flags))
+        if _nested_repeats(tree) > MAX_NESTED_REPEATS:
+            raise ExpressionError(LIMIT, f"a pattern may nest repeats {MAX_NESTED_REPEATS} levels deep")
         once = not self.compiled.flags & re.MULTILINE
         self._anchored = (
             bool(tree) and once and tree[0] in ((sre.AT, sre.AT_BEGINNING), (sre.AT, sre.AT_BEGINNING_STRING))
@@ -144,6 +148,15 @@ def _without_tail(tree: Sequence[Any]) -> list[Any]:
     ):
         items[-1] = (op, (argument[0], argument[0], argument[2]))
     return items
+
+
+def _nested_repeats(parts: Any) -> int:
+    """Return how deep repeats are nested in a parsed pattern."""
+    if not isinstance(parts, list | tuple | _parser.SubPattern):
+        return 0
+    deepest = max((_nested_repeats(part) for part in parts), default=0)
+    repeats = (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT)
+    return deepest + (isinstance(parts, tuple) and bool(parts) and parts[0] in repeats)
 
 
 def _literal_prefix(tree: Sequence[Any]) -> str:

@@ -252,6 +252,15 @@ def test_batch_joins_results():
     assert not batch([], "or", CONTEXT).overall_result
 
 
+def test_conditions_of_a_batch_share_their_steps():
+    heavy = {"expression": "sum(x for x in range(30000)) > 0"}
+    outcome = batch([heavy] * 60, "and", {})
+    assert outcome.individual_results[0]["success"]
+    assert "steps" in outcome.individual_results[-1]["error"]
+    rules = [{"condition": heavy["expression"]}] * 60
+    assert rule_engine(rules, {}, "all_matches").failed_rules
+
+
 @pytest.mark.parametrize(
     ("conditions", "operator"),
     [([{"expression": "1"}], "xor"), ([{}], "and"), (["1"], "and"), ([{"expression": "1"}] * 1001, "and")],

@@ -219,6 +219,20 @@ def test_sizes_are_bounded():
             work()
 
 
+def test_all_placeholders_share_their_steps():
+    heavy = "{max(sum(y for y in range(30000)) for x in [n])}"
+    assert render(heavy, SCOPE) == 449_985_000
+    with pytest.raises(TemplateError, match="steps"):
+        render([heavy] * 100, SCOPE)
+
+
+def test_value_that_is_no_json_is_an_error():
+    scope = Scope(variables={"odd": {"when": datetime(2024, 1, 1, tzinfo=UTC)}, "nan": [float("nan")]})
+    for text in ("x {odd}", "x {nan}"):
+        with pytest.raises(TemplateError, match="JSON"):
+            render(text, scope)
+
+
 def test_text_full_of_braces_ends_soon():
     with pytest.raises(TemplateError, match="braces"):
         render("{a " * 100_000, SCOPE)
