@@ -164,6 +164,7 @@ class Child:
             preexec_fn=_die_with(os.getpid()),
         )
         self._ended = asyncio.Event()
+        self._tail.clear()
         self.pid = process.pid
         self.starts += 1
         if self._stop_requested.is_set():

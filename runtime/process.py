@@ -14,6 +14,8 @@ from runtime.errors import RuntimeFault
 logger = logging.getLogger(__name__)
 
 EXIT_FAILURE = 1
+EXIT_UNUSABLE = 78
+"""The process cannot run as it is set up, and would not the next time either (EX_CONFIG of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 SAME_REQUEST_SECONDS = 1.0
 """Signals this close together are one request: some senders signal the process and then its group."""
@@ -31,7 +33,10 @@ def run(main: Main) -> NoReturn:
 
 
 def run_to_end(main: Main) -> int:
-    """Return the exit code of `main`, run as `run` does; 1 after a crash, 130 after a second signal."""
+    """Return the exit code of `main`, run as `run` does.
+
+    1 after a crash, 78 when the process cannot run as it is set up, 130 after a second signal.
+    """
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
             return runner.run(_with_signals(main))
@@ -41,7 +46,7 @@ def run_to_end(main: Main) -> int:
             return EXIT_INTERRUPTED
         except RuntimeFault as fault:
             logger.error("process_cannot_run", extra={"code": fault.code, "reason": str(fault)})
-            return EXIT_FAILURE
+            return EXIT_FAILURE if fault.retryable else EXIT_UNUSABLE
         except Exception:  # boundary: a main
             logger.exception("process_failed")
             return EXIT_FAILURE

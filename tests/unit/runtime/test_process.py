@@ -67,10 +67,15 @@ def test_signal_handlers_are_put_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeFault("no address")])
-def test_crash_is_logged_and_gives_one(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "event"),
+    [(ValueError("a bug"), 1, "process_failed"), (RuntimeFault("no address"), 78, "process_cannot_run")],
+)
+def test_crash_is_logged_and_tells_whether_to_try_again(
+    error: Exception, code: int, event: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main(stopping: asyncio.Event) -> int:
         raise error
 
-    assert run_to_end(main) == 1
-    assert caplog.messages in (["process_failed"], ["process_cannot_run"])
+    assert run_to_end(main) == code
+    assert caplog.messages == [event]
