@@ -6,37 +6,35 @@ the instance's inbox. Nothing here decides what a task means; that is the handle
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
-from agents.task_executor.attempts import Attempts, Ending
+from agents.task_executor.attempts import Attempts, Ending, attempt_of
 from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
 from agents.task_executor.errors import Overloaded, TaskCancelled
 from agents.task_executor.execution import Execution, Work, as_amp_error, filled
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.registry import Services, task_handlers
+from agents.task_executor.handover import Handover
 from agents.task_executor.http_client import HttpClient
+from agents.task_executor.places import own_ports
 from amp.capability import Incoming, Offer
-from amp.errors import AmpError, InvalidParameters
+from amp.errors import AmpError
 from amp.subscriptions import Event
 from orchestration import contracts, templates
 from orchestration.contracts import Attempt
 from orchestration.expressions.errors import DataError
 from runtime.errors import RuntimeFault
-from runtime.settings import AgentSection, Settings, SettingsError, TaskExecutorSettings
+from runtime.settings import Settings, TaskExecutorSettings
 
-ABANDONED_PATIENCE_SECONDS = 300.0
-"""How long a result that nobody waits for looks for the state manager."""
 MAX_CANCELLED_TOKENS = 10_000
-MAX_TOKEN_CHARACTERS = 512
 DISK_THREADS = 4
 OVERCOMMIT = 4
 """Attempts whose requester gave up may run on beside new ones, up to `max_concurrent_tasks` times this in all."""
@@ -79,7 +77,7 @@ class TaskExecutor(Agent):
             executor_id=lambda: self.agent_id,
             max_result_bytes=self._section.max_result_bytes,
         )
-        self._deliveries: set[asyncio.Task[Any]] = set()
+        self._handover = Handover(lambda: self.mesh, self.spawn)
         self._leaving = False
         self._finished_tasks = Counter(
             "amp_executor_tasks", "Tasks finished, by capability and outcome", ["capability", "outcome"],
@@ -139,7 +137,7 @@ class TaskExecutor(Agent):
             HANDOVER_SECONDS, self._section.drain_timeout_seconds
         )
         abandoned = [run.work for run in self._attempts.running.values() if run.abandoned]
-        for waited in (abandoned, self._deliveries):
+        for waited in (abandoned, self._handover.under_way):
             left = deadline - asyncio.get_running_loop().time()
             if waited and left > 0:
                 await asyncio.wait(list(waited), timeout=left)
@@ -226,7 +224,7 @@ class TaskExecutor(Agent):
             ending = TaskCancelled("the attempt was cancelled")
         run = self._attempts.finish(attempt, ending, self.clock.monotonic())
         if run is not None and run.abandoned:
-            self._deliver_later(attempt, ending)
+            self._handover.deliver(attempt, ending)
         return ending
 
     async def _measured(self, capability: str, work: Awaitable[msgspec.Raw]) -> msgspec.Raw:
@@ -309,7 +307,7 @@ class TaskExecutor(Agent):
         running = self._attempts.abandon(engine_id)
         unconfirmed = self._attempts.unconfirmed(self.clock.monotonic(), engine_id)
         for attempt, ending in unconfirmed:
-            self._deliver_later(attempt, ending)
+            self._handover.deliver(attempt, ending)
         if running or unconfirmed:
             self.logger.info(
                 "engine_lost",
@@ -318,101 +316,6 @@ class TaskExecutor(Agent):
                 unconfirmed=len(unconfirmed),
             )
 
-    def _deliver_later(self, attempt: Attempt, ending: Ending) -> None:
-        task = self.spawn(self._deliver(attempt, ending), f"deliver {attempt.token}")
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
-
-    async def _deliver(self, attempt: Attempt, ending: Ending) -> None:
-        """Put a result into the instance's inbox, where the next owner finds it."""
-        data: dict[str, Any] = {
-            "task_id": attempt.task_id,
-            "attempt": attempt.attempt,
-            "token": attempt.token,
-        }
-        if isinstance(ending, AmpError):
-            data["error"] = {"code": ending.code, "message": ending.message, "details": ending.details}
-        else:
-            data["result"] = ending
-        request = contracts.InboxPutRequest(
-            instance_id=attempt.workflow_instance_id, kind="task_result", data=data, dedupe_key=attempt.token
-        )
-        facts = {
-            "instance_id": attempt.workflow_instance_id,
-            "task_id": attempt.task_id,
-            "attempt": attempt.attempt,
-        }
-        try:
-            reply = await self.mesh.request(
-                contracts.INBOX_PUT.id,
-                request,
-                reply_type=contracts.InboxPutReply,
-                patience_seconds=ABANDONED_PATIENCE_SECONDS,
-                resend=True,
-            )
-        except AmpError as error:
-            self.logger.error("result_not_delivered", **facts, code=error.code, reason=error.message)
-        else:
-            self.logger.info(
-                "result_put_into_inbox", **facts, instance_found=reply.found, instance_open=reply.open
-            )
-
 
 async def _no_progress(data: Mapping[str, Any]) -> None:
     """Tell nobody: a stranger's call has no watchers."""
-
-
-class _Probe(msgspec.Struct):
-    token: str | msgspec.UnsetType = msgspec.UNSET
-
-
-_PROBE = msgspec.json.Decoder(_Probe)
-_ATTEMPT = msgspec.json.Decoder(Attempt)
-
-
-def attempt_of(incoming: Incoming) -> Attempt | None:
-    """Return the attempt that a request's context describes, or None when the context is none of ours.
-
-    Raises: InvalidParameters when the context has a token but is no whole attempt.
-    """
-    raw = incoming.context_raw
-    if raw is None:
-        return None
-    try:
-        if _PROBE.decode(raw).token is msgspec.UNSET:
-            return None
-        attempt = _ATTEMPT.decode(raw)
-    except msgspec.DecodeError as error:
-        raise InvalidParameters(f"context: not an attempt: {error}", retryable=False) from None
-    if len(attempt.token) > MAX_TOKEN_CHARACTERS:
-        raise InvalidParameters(
-            f"context: a token has at most {MAX_TOKEN_CHARACTERS} characters", retryable=False
-        )
-    return attempt
-
-
-def files_root(settings: Settings) -> Path:
-    """Return the folder that tasks may work in, absolute.
-
-    Raises: SettingsError when it would hold the product's own data.
-    """
-    data, root = Path(settings.data_dir).resolve(), settings.task_executor.files.root
-    folder = (data / root).resolve()
-    if data.is_relative_to(folder):
-        raise SettingsError(
-            f"task_executor.files.root: {root!r} holds the data folder {str(data)!r}; name a folder below or beside it"
-        )
-    return folder
-
-
-def own_ports(settings: Settings) -> Iterator[int]:
-    """Yield the ports of this product, which a task reaches only when a setting names them."""
-    router_port = urlsplit(settings.mesh.router_url).port
-    if router_port is not None:
-        yield router_port
-    for name in type(settings).model_fields:
-        section = getattr(settings, name)
-        if isinstance(section, AgentSection) and section.port:
-            yield section.port
-    if settings.web.port:
-        yield settings.web.port

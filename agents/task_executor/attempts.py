@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from amp.errors import AmpError
+from amp.capability import Incoming
+from amp.errors import AmpError, InvalidParameters
 from orchestration.contracts import Attempt
 from orchestration.status import Effects
 
+MAX_TOKEN_CHARACTERS = 512
 MAX_KEPT_RESULTS = 10_000
 MAX_KEPT_BYTES = 64 * 1024 * 1024
 KEPT_SECONDS = 600.0
@@ -112,3 +114,32 @@ class Attempts:
                 return
             del self._kept[token]
             self._bytes -= oldest.weight
+
+
+class _Probe(msgspec.Struct):
+    token: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_PROBE = msgspec.json.Decoder(_Probe)
+_ATTEMPT = msgspec.json.Decoder(Attempt)
+
+
+def attempt_of(incoming: Incoming) -> Attempt | None:
+    """Return the attempt that a request's context describes, or None when the context is none of ours.
+
+    Raises: InvalidParameters when the context has a token but is no whole attempt.
+    """
+    raw = incoming.context_raw
+    if raw is None:
+        return None
+    try:
+        if _PROBE.decode(raw).token is msgspec.UNSET:
+            return None
+        attempt = _ATTEMPT.decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidParameters(f"context: not an attempt: {error}", retryable=False) from None
+    if len(attempt.token) > MAX_TOKEN_CHARACTERS:
+        raise InvalidParameters(
+            f"context: a token has at most {MAX_TOKEN_CHARACTERS} characters", retryable=False
+        )
+    return attempt

@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from agents.task_executor import TaskExecutor
-from agents.task_executor.agent import OVERCOMMIT, attempt_of, files_root, own_ports
+from agents.task_executor.agent import OVERCOMMIT
+from agents.task_executor.attempts import attempt_of
+from agents.task_executor.places import files_root, own_ports
 from amp.capability import Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError, InvalidParameters

@@ -1,0 +1,34 @@
+"""Where tasks may work and where they may not: read from the settings once, at start."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from runtime.settings import AgentSection, Settings, SettingsError
+
+
+def files_root(settings: Settings) -> Path:
+    """Return the folder that tasks may work in, absolute.
+
+    Raises: SettingsError when it would hold the product's own data.
+    """
+    data, root = Path(settings.data_dir).resolve(), settings.task_executor.files.root
+    folder = (data / root).resolve()
+    if data.is_relative_to(folder):
+        raise SettingsError(
+            f"task_executor.files.root: {root!r} holds the data folder {str(data)!r}; name a folder below or beside it"
+        )
+    return folder
+
+
+def own_ports(settings: Settings) -> Iterator[int]:
+    """Yield the ports of this product, which a task reaches only when a setting names them."""
+    router_port = urlsplit(settings.mesh.router_url).port
+    if router_port is not None:
+        yield router_port
+    for name in type(settings).model_fields:
+        section = getattr(settings, name)
+        if isinstance(section, AgentSection) and section.port:
+            yield section.port
+    if settings.web.port:
+        yield settings.web.port
