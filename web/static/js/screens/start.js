@@ -76,11 +76,11 @@ export const StartDialog = ({ workflow, onClose, onStarted }) => {
   return html`<${Dialog} title=${`Start ${workflow.name}`} onClose=${onClose} wide>
     ${workflow.description && html`<p class="muted">${workflow.description}</p>`}
     ${hasFields && html`<${Tabs} label="How to give the inputs" tabs=${[{ id: "form", word: "Form" }, { id: "json", word: "JSON" }]} current=${tab} onSelect=${show} />`}
-    <form novalidate onSubmit=${start} onKeyDown=${onKey} id=${`panel-${tab}`} role=${hasFields ? "tabpanel" : undefined} aria-labelledby=${hasFields ? `tab-${tab}` : undefined}>
-      ${tab === "form"
+    <form novalidate onSubmit=${start} onKeyDown=${onKey}>
+      <div class="fields" id=${`panel-${tab}`} role=${hasFields ? "tabpanel" : undefined} aria-labelledby=${hasFields ? `tab-${tab}` : undefined}>${tab === "form"
         ? html`<${SchemaForm} schema=${schema} values=${values} errors=${errors} onChange=${setValues} />`
         : html`<div class=${`field ${extra.length > 0 ? "invalid" : ""}`}><label for="inputs-json">Inputs<span class="kind">JSON object</span></label>
-            <textarea id="inputs-json" class="code" rows="10" spellcheck=${false} value=${text} onInput=${(e) => setText(e.target.value)} aria-describedby=${extra.length > 0 ? "inputs-error" : undefined}></textarea></div>`}
+            <textarea id="inputs-json" class="code" rows="10" spellcheck=${false} value=${text} onInput=${(e) => setText(e.target.value)} aria-describedby=${extra.length > 0 ? "inputs-error" : undefined}></textarea></div>`}</div>
       ${extra.length > 0 && html`<p class="field-error" id="inputs-error"><${Icon} name="circle-alert" size=${14} />${extra.map((entry) => `${entry.pointer ? `${entry.pointer}: ` : ""}${entry.detail}`).join(" · ")}</p>`}
       ${problem && html`<${Problem} error=${problem} />`}
       <footer class="dialog-foot">

@@ -74,13 +74,13 @@ export const Controls = ({ id, title, status, counts, small = false }) => {
     if (name === "resume") resume();
     else setAsking(name);
   };
-  const Button = ({ name, word, icon }) =>
+  const button = (name, word, icon) =>
     small
-      ? html`<button type="button" class="icon-button" onClick=${open(name)} title=${word} aria-label=${`${word} ${title}`}><${Icon} name=${icon} /></button>`
-      : html`<button type="button" class="button" onClick=${open(name)}><${Icon} name=${icon} />${word}</button>`;
+      ? html`<button key=${name} type="button" class="icon-button" onClick=${open(name)} title=${word} aria-label=${`${word} ${title}`}><${Icon} name=${icon} /></button>`
+      : html`<button key=${name} type="button" class="button" onClick=${open(name)}><${Icon} name=${icon} />${word}</button>`;
   return html`<div class="controls">
-    ${paused ? html`<${Button} name="resume" word="Resume" icon="play" />` : html`<${Button} name="pause" word="Pause" icon="pause" />`}
-    <${Button} name="stop" word="Stop" icon="square" />
+    ${paused ? button("resume", "Resume", "play") : button("pause", "Pause", "pause")}
+    ${button("stop", "Stop", "square")}
     ${asking && html`<${Confirm} name=${asking} id=${id} title=${title} counts=${counts} onClose=${() => setAsking(null)} />`}
   </div>`;
 };
