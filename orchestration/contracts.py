@@ -1317,7 +1317,9 @@ METRICS_AGGREGATE = _public(
 )
 ALERT_CREATE = _public("alert-create", AlertCreateRequest, AlertCreateReply, "Raise an alert")
 ALERT_LIST = _public("alert-list", AlertListRequest, AlertListReply, "List alerts")
-ALERT_UPDATE = _public("alert-update", AlertUpdateRequest, AlertUpdateReply, "Acknowledge or resolve an alert")
+ALERT_UPDATE = _public(
+    "alert-update", AlertUpdateRequest, AlertUpdateReply, "Acknowledge or resolve an alert"
+)
 HEALTH_CHECK = _public("health-check", HealthCheckRequest, HealthCheckReply, "Check the agents")
 PERFORMANCE_REPORT = _public(
     "performance-report", PerformanceReportRequest, PerformanceReportReply, "Report on performance"

@@ -141,7 +141,7 @@ async def running_processes(
     folder: Path, *, agents: tuple[str, ...] = AGENTS, host_router: bool = False
 ) -> AsyncIterator[Processes]:
     """Run agents as processes, with a router of their own unless the first of them hosts it."""
-    (folder / "agent_config.yaml").write_text("{}\n")  # noqa: ASYNC240
+    (folder / "agent_config.yaml").write_text("{}\n")
     processes = Processes(folder, host_router=host_router)
     try:
         if not host_router:

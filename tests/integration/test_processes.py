@@ -172,7 +172,7 @@ async def test_a_script_starts_an_instance_and_exits_and_the_mesh_completes_it(t
     async with running_processes(tmp_path) as mesh:
         await mesh.joined()
         script = tmp_path / "script.py"
-        script.write_text(SCRIPT)  # noqa: ASYNC240
+        script.write_text(SCRIPT)
         done = await asyncio.to_thread(
             subprocess.run,
             [sys.executable, str(script), str(ROOT / "workflows/simple_example.yaml")],
