@@ -70,7 +70,7 @@ def join_frames(frames: Sequence[bytes]) -> bytes:
 
 def decode(data: str | bytes, *, max_depth: int | None = MAX_JSON_DEPTH) -> tuple[list[Item], bool]:
     """Return what a frame carries, in order, and whether it was a batch. Bad parts become a `Refusal` each."""
-    if max_depth is not None and exceeds_depth(data, max_depth):
+    if max_depth is not None and _is_too_deep(data, max_depth):
         return [Refusal(InvalidSchema(f"the frame is nested deeper than {max_depth} levels"))], False
     try:
         frame = _FRAME.decode(data)
@@ -81,6 +81,17 @@ def decode(data: str | bytes, *, max_depth: int | None = MAX_JSON_DEPTH) -> tupl
             return [Refusal(InvalidSchema(f"a batch carries 1 to {MAX_BATCH_MESSAGES} messages"))], True
         return [_item(each) for each in frame], True
     return [_item(frame)], False
+
+
+def _is_too_deep(data: str | bytes, max_depth: int) -> bool:
+    """Return whether an envelope nests too deep, or one of a batch does. A batch is measured part by part."""
+    if data[:1] not in ("[", b"["):
+        return exceeds_depth(data, max_depth)
+    try:
+        parts = _ANY_LIST.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return exceeds_depth(data, max_depth)
+    return any(exceeds_depth(bytes(part), max_depth) for part in parts)
 
 
 def exceeds_depth(data: str | bytes, max_depth: int) -> bool:

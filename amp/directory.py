@@ -47,7 +47,7 @@ _BY_KEY = (
     ("patterns", "subscription"),
 )
 _OPEN_NAMES = frozenset({"registration", "deregistration", "discovery", "subscription", "negotiation"})
-_MARKS = (b'"delegation"', b'"capability_request"', b'"negotiation_type"')
+_DELEGATION, _VERSIONED, _NEGOTIATION = b'"delegation"', b'"capability_request"', b'"negotiation_type"'
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Names = Annotated[list[Name], msgspec.Meta(max_length=256)]
@@ -360,7 +360,7 @@ def translate(registry: Registry, session: Session, envelope: Envelope, at: date
     """Return a delegation or a versioned request as the plain request it stands for; a negotiation is answered."""
     message = envelope.message
     payload = bytes(message.payload)
-    if not any(mark in payload for mark in _MARKS):
+    if _DELEGATION not in payload and _VERSIONED not in payload and _NEGOTIATION not in payload:
         return envelope
     raw = _RAW_OBJECT.decode(payload)
     if "capability" in raw and "parameters" in raw:

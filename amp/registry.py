@@ -87,6 +87,7 @@ class Registry:
         self.withdraw(session)
         session.record = registration.record
         session.capabilities = registration.by_id
+        session.free_capabilities = frozenset(each.id for each in session.capabilities.values() if each.free)
         session.endpoints = dict(registration.endpoints or {})
         session.terms = registration.session
         session.registered = True

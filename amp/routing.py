@@ -627,8 +627,7 @@ class Routing:
 
 
 def _is_free(session: Session, capability: str | None) -> bool:
-    record = session.capabilities.get(capability or "")
-    return record is not None and record.free
+    return capability in session.free_capabilities
 
 
 def _clean(envelope: Envelope) -> Envelope:

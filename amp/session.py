@@ -125,6 +125,7 @@ class Session:
     agent_id: str | None = None
     record: AgentRecord | None = None
     capabilities: dict[str, CapabilityRecord] = field(default_factory=dict)
+    free_capabilities: frozenset[str] = frozenset()
     endpoints: dict[str, str | None] = field(default_factory=dict)
     terms: SessionTerms = field(default_factory=SessionTerms)
     registered: bool = False

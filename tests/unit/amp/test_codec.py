@@ -117,6 +117,16 @@ def test_brackets_inside_strings_are_no_depth() -> None:
     assert not exceeds_depth(json.dumps({"a": "[" * 1000 + '"\\'}), 2)
 
 
+def test_long_batch_of_flat_messages_is_not_deep_but_one_deep_message_is() -> None:
+    flat = [make_frame()] * 60
+    items, batched = decode(json.dumps(flat))
+    assert batched
+    assert len(items) == 60
+    deep = make_frame(payload={"a": json.loads("[" * 60 + "]" * 60)})
+    items, _ = decode(json.dumps([*flat, deep]))
+    assert isinstance(items[0], Refusal)
+
+
 def test_hostile_depth_is_refused_in_linear_time() -> None:
     items, _ = decode("[" * 1_000_000)
     assert isinstance(items[0], Refusal)
