@@ -76,38 +76,19 @@ def plan_mesh(
     settings = _settings(options, environment, free_port)
     counts = agent_counts(options.agents, options.scale)
     shared = _environment(settings, options)
-    router_url = urlsplit(settings.mesh.router_url)
-    host, port = router_url.hostname or "", router_url.port or 0
-    web = settings.web
-    children = [
-        ChildSpec(
-            name="router",
-            command=(
-                *(sys.executable, "-m", "amp.router", "--host", host, "--port", str(port)),
-                *("--max-frame-bytes", str(settings.mesh.max_frame_bytes)),
-                *("--log-level", "ERROR" if settings.logging.level == "CRITICAL" else settings.logging.level),
-            ),
-            environment=shared,
-            health_url=f"http://{_in_url(host)}:{port}/health",
-            stage=ROUTER_START,
-            stop_stage=ROUTER_STOP,
-        ),
-        *(spec for name, count in counts.items() for spec in _agents(name, count, settings, shared)),
-        ChildSpec(
-            name="dashboard",
-            command=(sys.executable, _dashboard_script(), "--host", web.host, "--port", str(web.port)),
-            environment=shared,
-            health_url=f"http://{_in_url(_reachable(web.host))}:{web.port}/health",
-            stage=DASHBOARD_START,
-            stop_stage=DASHBOARD_STOP,
-            ready_timeout_seconds=DASHBOARD_READY_SECONDS,
-        ),
-    ]
+    router, web = urlsplit(settings.mesh.router_url), settings.web
     shown = "localhost" if _reachable(web.host) in ("127.0.0.1", "localhost") else _in_url(web.host)
     return Layout(
-        children=tuple(children),
+        children=(
+            _router(settings, shared),
+            *(spec for name, count in counts.items() for spec in _agents(name, count, settings, shared)),
+            _dashboard(settings, shared),
+        ),
         dashboard_url=f"http://{shown}:{web.port}",
-        fixed_ports=(("the router", host, port), ("the dashboard", web.host, web.port)),
+        fixed_ports=(
+            ("the router", router.hostname or "", router.port or 0),
+            ("the dashboard", web.host, web.port),
+        ),
     )
 
 
@@ -218,6 +199,36 @@ def _agents(name: str, count: int, settings: Settings, shared: Mapping[str, str]
         )
         for number in range(1, count + 1)
     ]
+
+
+def _router(settings: Settings, shared: Mapping[str, str]) -> ChildSpec:
+    url, level = urlsplit(settings.mesh.router_url), settings.logging.level
+    host, port = url.hostname or "", str(url.port)
+    return ChildSpec(
+        name="router",
+        command=(
+            *(sys.executable, "-m", "amp.router", "--host", host, "--port", port),
+            *("--max-frame-bytes", str(settings.mesh.max_frame_bytes)),
+            *("--log-level", "ERROR" if level == "CRITICAL" else level),
+        ),
+        environment=shared,
+        health_url=f"http://{_in_url(host)}:{port}/health",
+        stage=ROUTER_START,
+        stop_stage=ROUTER_STOP,
+    )
+
+
+def _dashboard(settings: Settings, shared: Mapping[str, str]) -> ChildSpec:
+    web = settings.web
+    return ChildSpec(
+        name="dashboard",
+        command=(sys.executable, _dashboard_script(), "--host", web.host, "--port", str(web.port)),
+        environment=shared,
+        health_url=f"http://{_in_url(_reachable(web.host))}:{web.port}/health",
+        stage=DASHBOARD_START,
+        stop_stage=DASHBOARD_STOP,
+        ready_timeout_seconds=DASHBOARD_READY_SECONDS,
+    )
 
 
 def _dashboard_script() -> str:

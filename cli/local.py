@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -151,15 +151,18 @@ async def run_job(client: MeshClient, job: Job, progress: Progress) -> Outcome:
         if page.end and last is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(advanced.wait(), LOST_HINT_SECONDS)
-    status = await _ask(
-        client,
-        contracts.WORKFLOW_STATUS,
-        contracts.WorkflowStatusRequest(instance_id=started.instance_id),
-        contracts.WorkflowStatus,
-    )
+    return await _outcome(client, job.workflow_id, started.instance_id, last)
+
+
+async def _outcome(
+    client: MeshClient, workflow_id: str, instance_id: str, last: Mapping[str, Any]
+) -> Outcome:
+    """Return how an instance ended. `last` is the event that ended it."""
+    request = contracts.WorkflowStatusRequest(instance_id=instance_id)
+    status = await _ask(client, contracts.WORKFLOW_STATUS, request, contracts.WorkflowStatus)
     return Outcome(
-        instance_id=started.instance_id,
-        workflow_id=job.workflow_id,
+        instance_id=instance_id,
+        workflow_id=workflow_id,
         status=ENDS[last["type"]],
         outputs=status.instance.get("outputs") or {},
         error=last.get("error"),
