@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from random import Random, SystemRandom
-from typing import Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 import msgspec
-from typing_extensions import TypeVar
 
 from amp.capability import Offer, Reply, Status
 from amp.codec import Refusal, decode, encode
@@ -60,6 +59,11 @@ from amp.responder import Responder
 from amp.subscriptions import Event, EventHandler, Subscription
 from amp.transports.base import ConnectFailed, Transport
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # 3.13 has defaults of its own
+else:
+    from typing import TypeVar
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
@@ -68,7 +72,10 @@ EVENT_AGENT_JOINED = "agent.joined"
 FLUSH_SECONDS = 2.0
 REGISTRY_TIMEOUT_SECONDS = 5.0
 
-T = TypeVar("T", default=Any)
+if TYPE_CHECKING:
+    T = TypeVar("T", default=Any)
+else:
+    T = TypeVar("T")
 
 _RESPONSE = msgspec.json.Decoder(ResponsePayload)
 _ERROR = msgspec.json.Decoder(ErrorPayload)
@@ -119,7 +126,7 @@ class MeshClient:
         offers: What this agent can do.
         max_in_flight: Requests the router may have under way at this agent; the rest wait in the router.
         exclusive: Refuse to start when a live agent holds the id, and keep the id while alive.
-        api_key: Kept for transports that need it; a transport usually carries the key itself.
+        api_key: Named as the registration's `authentication`; the WebSocket transport proves it with a header too.
         random: Makes message ids and jitter. Ids must not be guessable: the default is the system's.
     """
 
@@ -196,6 +203,10 @@ class MeshClient:
         try:
             async with asyncio.timeout(wait_seconds):
                 await asyncio.shield(self._started)
+        except asyncio.CancelledError:
+            if self._started.cancelled():
+                raise Disconnected("the client was stopped before it was let in", {"sent": False}) from None
+            raise
         except TimeoutError:
             await self._abandon()
             raise NetworkError(f"no router let {self.identity.id!r} in within {wait_seconds} s") from None
@@ -335,7 +346,7 @@ class MeshClient:
                     raise
                 if lost:  # another agent may be there already, and if none is the router says so at once
                     continue
-                if not await self._change(changes, left):
+                if not isinstance(error, AgentLost) and not await self._change(changes, left):
                     raise
 
     async def _attempt(
@@ -444,7 +455,7 @@ class MeshClient:
         identity = self.identity
         offered = [] if self._draining else [_announced(offer) for offer in self._responder.offers.values()]
         self._registration_id = self._new_id()
-        payload = {
+        payload: dict[str, Any] = {
             "agent": {
                 "id": identity.id,
                 "name": identity.name,
@@ -463,6 +474,8 @@ class MeshClient:
                 "resume_token": self._resume_token,
             },
         }
+        if self._api_key is not None:
+            payload["authentication"] = {"type": "api_key", "credentials": {"api_key": self._api_key}}
         link.push(self._registry_frame(self._registration_id, "registration", payload))
 
     def _refused(self, error: ConnectFailed) -> bool:

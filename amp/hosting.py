@@ -81,6 +81,9 @@ class HostingTransport:
             raise ConnectFailed(
                 f"cannot host a router at {self._host}:{self._port}: {error.strerror}"
             ) from error
+        if self._closed:
+            await router.stop()
+            raise refused
         router.serve_memory(self._network)
         self.router = router
         logger.info("router_hosted", extra={"host": self._host, "port": self._port})

@@ -229,7 +229,10 @@ class Router:
                 except AmpError as error:
                     self._refuse(session, error, item.message.id)
                     return
+            known = session.agent_id
             self.perform(self.routing.handle(session, item, self.now_ms(), self.now()))
+            if session.agent_id != known:
+                logger.info("agent_connected", extra={"agent_id": session.agent_id, "kind": session.kind})
             self._arm()
         elif isinstance(item, Refusal):
             self._refuse(session, item.error, item.message_id)

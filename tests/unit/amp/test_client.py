@@ -526,3 +526,34 @@ async def test_connect_failures_are_retried_until_the_router_is_there() -> None:
 def test_errors_of_a_connection_carry_their_facts() -> None:
     assert ConnectionClosed(code=1001).code == 1001
     assert ConnectFailed("x", permanent=True).permanent
+
+
+async def test_lost_agents_idempotent_request_goes_to_another_at_once(mesh: Mesh) -> None:
+    started: list[str] = []
+    first_started = asyncio.Event()
+
+    def make(agent_id: str) -> Offer:
+        async def cut(incoming: Incoming) -> object:
+            started.append(agent_id)
+            if len(started) == 1:
+                first_started.set()
+                await asyncio.sleep(60)
+            return agent_id
+
+        return make_offer(cut)
+
+    workers = {name: await mesh.join(name, make(name)) for name in ("one", "two")}
+    asker = await mesh.join("asker")
+    asked = asyncio.create_task(asker.request("cut", {}, resend=True, patience_seconds=10))
+    await first_started.wait()
+    await workers[started[0]].stop(drain_seconds=0)
+    assert await asyncio.wait_for(asked, 5) == started[1] != started[0]
+
+
+async def test_stopping_a_client_that_is_still_looking_ends_its_start() -> None:
+    client = MeshClient(AgentIdentity(id="a"), MemoryNetwork().transport(), api_key="k")
+    starting = asyncio.create_task(client.start())
+    await asyncio.sleep(0)
+    await client.stop()
+    with pytest.raises(Disconnected):
+        await starting
