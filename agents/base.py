@@ -7,6 +7,7 @@ connects, offers what the subclass offers, and ends in order.
 import argparse
 import asyncio
 import re
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -288,7 +289,11 @@ def main(agent_class: type[Agent], arguments: list[str] | None = None) -> NoRetu
     runtime_logging.configure(settings.logging, role=section)
 
     async def life(stopping: asyncio.Event) -> int:
-        agent = agent_class(settings)
+        try:
+            agent = agent_class(settings)
+        except SettingsError as error:
+            sys.stderr.write(f"{error}\n")
+            return EXIT_USAGE
         starting = asyncio.ensure_future(agent.start())
         stopped = asyncio.ensure_future(stopping.wait())
         failed = asyncio.ensure_future(agent.failed.wait())

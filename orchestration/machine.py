@@ -366,6 +366,10 @@ def _stop(turn: _Turn, stimulus: st.StopOrder) -> None:
     _end_early(turn, ev.InstanceCancelled(at=turn.at, reason=stimulus.reason), "the instance was stopped")
 
 
+def _breakdown(turn: _Turn, stimulus: st.Breakdown) -> None:
+    _end_early(turn, ev.InstanceFailed(at=turn.at, error=stimulus.error), "the instance cannot go on")
+
+
 def _retry_order(turn: _Turn, stimulus: st.RetryOrder) -> None:
     run = _known_run(turn, stimulus.task_id)
     waits = run.status is TaskStatus.RETRYING or run.deciding
@@ -415,6 +419,7 @@ _RULES: dict[type, Callable[[_Turn, Any], None]] = {
     st.PauseOrder: _pause,
     st.ResumeOrder: _resume_order,
     st.StopOrder: _stop,
+    st.Breakdown: _breakdown,
     st.RetryOrder: _retry_order,
     st.SkipOrder: _skip_order,
     st.UpdateOrder: _update,

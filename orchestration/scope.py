@@ -78,8 +78,8 @@ def _task_facts(task_id: str, instance: Instance) -> Mapping[str, Any]:
 
 
 def task_variables(plan: Plan, instance: Instance, task: TaskPlan, now: datetime) -> dict[str, Any]:
-    """Return the values that the templates of a task's parameters use."""
-    if not task.has_templates:
+    """Return the values that a task's parameters use, in templates and in expressions."""
+    if not task.references and not task.whole_context:
         return {}
     return variables_for(
         plan, instance, task.references, task_id=task.id, now=now, whole_context=task.whole_context

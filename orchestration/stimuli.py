@@ -96,6 +96,12 @@ class StopOrder(Stimulus, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Breakdown(Stimulus, frozen=True, kw_only=True):
+    """The instance cannot go on: what happened to it cannot be stored."""
+
+    error: ErrorInfo
+
+
 class RetryOrder(Stimulus, frozen=True, kw_only=True):
     """Run a task again that failed, was skipped after a failure, or waits for a retry."""
 
@@ -129,6 +135,7 @@ AnyStimulus = (
     | PauseOrder
     | ResumeOrder
     | StopOrder
+    | Breakdown
     | RetryOrder
     | SkipOrder
     | UpdateOrder

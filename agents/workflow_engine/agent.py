@@ -47,6 +47,8 @@ from runtime.settings import Settings, WorkflowEngineSettings, load_settings
 MAX_RECENT = 1000
 """Ended instances that are still answered from memory."""
 CLAIM_ROWS = 50
+CLAIM_RETRY_SECONDS = 1.0
+OPEN = tuple(status for status in InstanceStatus if not status.is_final)
 LOG_PAGE_EVENTS = 1000
 LEASE_RENEWALS = 3
 """How often a lease is renewed within its length."""
@@ -233,6 +235,9 @@ class WorkflowEngine(Agent):
                     pass
             except AmpError as error:
                 self.logger.warning("claim_failed", code=error.code, reason=error.message)
+                await asyncio.sleep(CLAIM_RETRY_SECONDS)
+                await self._adopt()
+                self._claim_wanted.set()
 
     async def _claim(self) -> bool:
         """Claim one page; return whether there may be more."""
@@ -251,8 +256,30 @@ class WorkflowEngine(Agent):
             await self._read_inboxes([])
         return len(reply.rows) == CLAIM_ROWS
 
+    async def _adopt(self) -> None:
+        """Take up what the store says is ours and we do not drive: the answer to a claim may have been lost."""
+        cursor: str | None = None
+        try:
+            while True:
+                reply = await self.mesh.request(
+                    contracts.INSTANCE_LIST.id,
+                    contracts.InstanceListRequest(owner=self.owner, statuses=list(OPEN), cursor=cursor),
+                    reply_type=contracts.InstanceListReply,
+                    patience_seconds=STORE_PATIENCE_SECONDS,
+                    resend=True,
+                )
+                gate = asyncio.Semaphore(MAX_CONCURRENT_RESTORES)
+                await asyncio.gather(*(self._take_up(row, gate) for row in reply.rows))
+                cursor = reply.next_cursor
+                if cursor is None:
+                    return
+        except AmpError as error:
+            self.logger.warning("own_instances_not_read", code=error.code, reason=error.message)
+
     async def _take_up(self, row: contracts.InstanceRow, gate: asyncio.Semaphore) -> None:
         """Rebuild a claimed instance and drive it. One that cannot be rebuilt hinders no other."""
+        if row.instance_id in self._drivers:
+            return
         async with gate:
             try:
                 plan, instance = await self._rebuild(row)

@@ -18,6 +18,7 @@ from orchestration import commands as cmd
 from orchestration import contracts, machine
 from orchestration import events as ev
 from orchestration import stimuli as st
+from orchestration.contracts import ErrorInfo
 from orchestration.definition.plan import Plan
 from orchestration.documents import row_of
 from orchestration.errors import IllegalMove
@@ -90,6 +91,7 @@ class Driver:
         self._working: asyncio.Task[None] | None = None
         self._storing: asyncio.Future[None] | None = None
         self._open = False
+        self._broken = False
         self._due: list[tuple[datetime, int]] = []
         self._due_count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -191,11 +193,26 @@ class Driver:
                     orders.append(command)
         if facts or consumed:
             outcome = await self._store(facts, consumed, expected_seq=before.seq)
+            if outcome.status == "refused" and not self._broken:
+                self._break_down(before, outcome.reason)
+                return
             if outcome.status != "ok":
                 self.let_go()
                 self._on_lost(self, f"{outcome.status}, the log has seq {outcome.seq}")
                 return
         self._settle(facts, orders)
+
+    def _break_down(self, before: Instance, reason: str) -> None:
+        """The store will never take these facts (too large, say): the instance fails with the reason instead."""
+        self._broken = True
+        self.instance = before
+        logger.error("facts_refused", instance_id=self.id, reason=reason)
+        error = ErrorInfo(
+            code="STATE_REFUSED", message=f"the store refused what happened: {reason}", retryable=False
+        )
+        self._mailbox.clear()
+        self.seen_inbox.clear()
+        self.post(st.Breakdown(at=self._clock.now(), error=error))
 
     async def _store(
         self, facts: "tuple[ev.Event, ...] | list[ev.Event]", consumed: list[int], *, expected_seq: int

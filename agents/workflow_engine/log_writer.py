@@ -48,6 +48,9 @@ class LogWriter:
         for sender in list(self._senders):
             sender.cancel()
         await asyncio.gather(*self._senders, return_exceptions=True)
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
 
     async def _send(self) -> None:
         """Send until nothing waits. It counts itself out in the same breath in which it finds nothing more."""
@@ -92,33 +95,6 @@ class LogWriter:
                     "append_refused", code=error.code, error_message=error.message, batches=len(taken)
                 )
                 await asyncio.sleep(RETRY_SECONDS)
-        for (batch, future), outcome in zip(taken, reply.outcomes, strict=True):
-            settled = await self._settle(batch, outcome)
+        for (_, future), outcome in zip(taken, reply.outcomes, strict=True):
             if not future.done():
-                future.set_result(settled)
-
-    async def _settle(
-        self, batch: contracts.AppendBatch, outcome: contracts.AppendOutcome
-    ) -> contracts.AppendOutcome:
-        """Tell a real conflict from our own append that was stored although its answer was lost."""
-        if (
-            outcome.status != "conflict"
-            or outcome.seq < batch.expected_seq + len(batch.events)
-            or not batch.events
-        ):
-            return outcome
-        stored = await self._mesh.request(
-            contracts.LOG_READ.id,
-            contracts.LogReadRequest(
-                instance_id=batch.instance_id, after=batch.expected_seq, limit=min(len(batch.events), 1000)
-            ),
-            reply_type=contracts.LogReadReply,
-            patience_seconds=APPEND_TIMEOUT_SECONDS,
-            resend=True,
-        )
-        ours = [bytes(event.data) for event in batch.events[: len(stored.events)]]
-        if stored.events and [bytes(event.data) for event in stored.events] == ours:
-            return contracts.AppendOutcome(
-                instance_id=batch.instance_id, status="ok", seq=batch.expected_seq + len(batch.events)
-            )
-        return outcome
+                future.set_result(outcome)

@@ -282,7 +282,7 @@ class MeshPerformer:
             "on_error": {"action": str(task.on_error.action), "fallback": task.on_error.fallback},
         }
         request = contracts.ErrorHandleRequest(
-            error={"code": error.code, "message": error.message, "details": error.details},
+            error=msgspec.to_builtins(error),
             context=context,
             auto_recover=False,
         )

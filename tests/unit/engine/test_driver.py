@@ -35,13 +35,16 @@ class FakeLog:
         self.open = asyncio.Event()
         self.open.set()
         self.answer = "ok"
+        self.refusals = 0
 
     async def append(self, batch: contracts.AppendBatch) -> contracts.AppendOutcome:
         await self.open.wait()
         self.batches.append(batch)
+        answer = "refused" if self.refusals else self.answer
+        self.refusals -= bool(self.refusals)
         return contracts.AppendOutcome(
             instance_id=batch.instance_id,
-            status=self.answer,  # type: ignore[arg-type]
+            status=answer,  # type: ignore[arg-type]
             seq=batch.expected_seq + len(batch.events),
         )
 
@@ -130,6 +133,26 @@ async def test_an_instance_that_another_engine_owns_is_let_go() -> None:
     assert stage.driver.lost
     assert stage.lost
     assert [command.task_id for command in stage.performed] == ["a"]
+
+
+async def test_facts_that_the_store_refuses_fail_the_instance() -> None:
+    stage = Stage(make_plan(make_task("a"), make_task("b", "a")))
+    await stage.driver.begin(stage.step)
+    stage.log.refusals = 1
+    stage.driver.post(stage.success("a"))
+    await stage.driver.idle()
+    assert stage.driver.committed.status is InstanceStatus.FAILED
+    assert stage.driver.committed.error is not None
+    assert stage.driver.committed.error.code == "STATE_REFUSED"
+
+
+async def test_an_instance_whose_failure_is_refused_too_is_let_go() -> None:
+    stage = Stage(make_plan(make_task("a")))
+    await stage.driver.begin(stage.step)
+    stage.log.refusals = 2
+    stage.driver.post(stage.success("a"))
+    await stage.driver.idle()
+    assert stage.lost
 
 
 async def test_a_refused_order_leaves_the_inbox_all_the_same() -> None:

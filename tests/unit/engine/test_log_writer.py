@@ -35,36 +35,25 @@ def batch(instance_id: str, expected_seq: int = 0) -> contracts.AppendBatch:
 
 
 class FakeMesh:
-    """Answers appends; `refusals` come first, `conflict` makes it say that the log is further."""
+    """Answers appends; `refusals` come first."""
 
     def __init__(self) -> None:
         self.requests: list[contracts.AppendRequest] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.refusals = 0
-        self.conflict = False
-        self.stored: list[bytes] = []
 
     async def request(self, capability: str, parameters: Any, **options: Any) -> Any:
         await self.gate.wait()
-        if capability == contracts.LOG_READ.id:
-            records = [
-                contracts.EventRecord(
-                    offset=n, instance_id="i", seq=n, type="t", at=at(0), data=msgspec.Raw(data)
-                )
-                for n, data in enumerate(self.stored, 1)
-            ]
-            return contracts.LogReadReply(events=records, next=len(records), end=True)
         if self.refusals:
             self.refusals -= 1
             raise InsufficientResources("the disk is full")
         self.requests.append(parameters)
-        status = "conflict" if self.conflict else "ok"
         return contracts.AppendReply(
             outcomes=[
                 contracts.AppendOutcome(
                     instance_id=one.instance_id,
-                    status=status,  # type: ignore[arg-type]
+                    status="ok",
                     seq=one.expected_seq + len(one.events),
                 )
                 for one in parameters.batches
@@ -103,15 +92,6 @@ async def test_a_refused_append_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("agents.workflow_engine.log_writer.RETRY_SECONDS", 0.0)
     outcome = await LogWriter(mesh).append(batch("i"))  # type: ignore[arg-type]
     assert outcome.status == "ok"
-
-
-@pytest.mark.parametrize(("ours", "status"), [(True, "ok"), (False, "conflict")])
-async def test_an_append_whose_answer_was_lost_is_known_by_its_events(ours: bool, status: str) -> None:
-    mesh = FakeMesh()
-    mesh.conflict = True
-    mesh.stored = [bytes(batch("i").events[0].data) if ours else b'{"type":"workflow.resumed"}']
-    outcome = await LogWriter(mesh).append(batch("i"))  # type: ignore[arg-type]
-    assert outcome.status == status
 
 
 async def test_stop_gives_up_what_was_not_answered() -> None:

@@ -16,13 +16,11 @@ def play() -> Play:
 
 def test_only_the_names_that_are_used_leave_the_engine() -> None:
     made = play()
-    task = msgspec.structs.replace(
-        made.plan.tasks["b"], has_templates=True, references=frozenset({"a_out", "b_out", "nowhere"})
-    )
+    task = msgspec.structs.replace(made.plan.tasks["b"], references=frozenset({"a_out", "b_out", "nowhere"}))
     assert task_variables(made.plan, made.instance, task, at(5)) == {"a_out": [1]}
 
 
-def test_a_task_without_templates_needs_nothing() -> None:
+def test_a_task_without_references_needs_nothing() -> None:
     made = play()
     assert task_variables(made.plan, made.instance, made.plan.tasks["b"], at(5)) == {}
 
