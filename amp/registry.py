@@ -14,7 +14,7 @@ from amp.envelope import PROTOCOL_VERSION, RESERVED_AGENT_IDS
 from amp.errors import AgentIdInUse, AuthenticationFailed
 from amp.session import AgentRecord, CapabilityRecord, Registration, Session
 
-MAX_REMEMBERED_AGENTS = 1000
+MAX_REMEMBERED_AGENTS = 128
 MAX_LISTED_CAPABILITIES = 200
 MAX_MATCH_CACHE = 1024
 

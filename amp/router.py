@@ -326,13 +326,20 @@ class Router:
         member = self._members.get(session.key)
         if member is None:
             return
+        limit = session.terms.max_frame_bytes
+        if len(frame) > limit:
+            details = {"limit_bytes": limit}
+            error = InsufficientResources(
+                "the answer is larger than this client reads", details, retryable=False
+            )
+            frame = self.error_frame(session, action.correlation_id, error)
         member.outbox.batching = session.terms.batching
         if member.outbox.push(frame, reserve=2):
             self.frames_out += 1
         else:
             self._close(session, CLOSE_SLOW, "the client does not read its replies")
 
-    def error_frame(self, session: Session, correlation_id: str, error: AmpError) -> bytes:
+    def error_frame(self, session: Session, correlation_id: str | None, error: AmpError) -> bytes:
         """Return an error message for a session as a frame."""
         tell = self.routing.refuse(session, correlation_id, error)
         return self._own_frame(session, tell.type, error, correlation_id, tell.source_id)

@@ -18,6 +18,7 @@ from amp import directory
 from amp.actions import Action, Announce, Close, Fanout, Forward, Tell
 from amp.envelope import (
     DEFAULT_PRIORITY,
+    MAX_ID_CHARACTERS,
     PROTOCOL,
     ROUTER_ID,
     Destination,
@@ -346,6 +347,10 @@ class Routing:
                 capability = _REQUEST.decode(payload).capability
             except msgspec.DecodeError:
                 raise InvalidSchema("payload.capability must be a text", {"path": "$.capability"}) from None
+        if capability and len(capability) > MAX_ID_CHARACTERS:
+            raise InvalidSchema(
+                f"a capability id has at most {MAX_ID_CHARACTERS} characters", {"path": "$.capability"}
+            )
         if not capability and not destination.agent_id:
             raise InvalidSchema(
                 "the request names neither an agent nor a capability", {"path": "$.destination"}
@@ -598,8 +603,11 @@ class Routing:
             raise InvalidSchema(
                 "payload.event_type must be a text", {"path": "$.payload.event_type"}
             ) from None
-        if not event_type:
-            raise InvalidSchema("an event needs payload.event_type", {"path": "$.payload.event_type"})
+        if not 0 < len(event_type) <= MAX_ID_CHARACTERS:
+            raise InvalidSchema(
+                f"an event needs payload.event_type, 1 to {MAX_ID_CHARACTERS} characters",
+                {"path": "$.payload.event_type"},
+            )
         destination = message.destination
         size = memoryview(message.payload).nbytes + HEAD_BYTES
         if destination.agent_id:

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from amp.envelope import MAX_ID_CHARACTERS, PROTOCOL_VERSION, RESERVED_AGENT_IDS, Identifier
+from amp.envelope import PROTOCOL_VERSION, RESERVED_AGENT_IDS, Identifier
 from amp.errors import InvalidParameters
 
 STRANGER_FRAME_BYTES = 1024 * 1024 - 1
 """What a client reads by default; a frame for an agent that declared nothing stays below 1 MiB."""
 MAX_CAPABILITIES = 512
+MAX_REGISTRATION_BYTES = 512 * 1024
 INVOKE = "invoke"
 """The kind of a session that lives for one synchronous HTTP call and carries no agent."""
 MAX_SUBSCRIPTIONS = 256
@@ -99,6 +100,9 @@ _REGISTRATION = msgspec.json.Decoder(Registration)
 
 def parse_registration(raw: bytes | msgspec.Raw) -> Registration:
     """Return the registration in JSON bytes. Raises InvalidParameters naming the place."""
+    size = memoryview(raw).nbytes
+    if size > MAX_REGISTRATION_BYTES:
+        raise InvalidParameters(f"the registration has {size} bytes; the limit is {MAX_REGISTRATION_BYTES}")
     try:
         registration = _REGISTRATION.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -106,8 +110,7 @@ def parse_registration(raw: bytes | msgspec.Raw) -> Registration:
         raise InvalidParameters(
             f"the registration is not valid: {str(error)[:MAX_REASON_CHARACTERS]}", {"path": place}
         ) from None
-    if len(registration.record.id) > MAX_ID_CHARACTERS:
-        raise InvalidParameters("the agent id is too long", {"path": "$.agent.id"})
+    registration.record  # noqa: B018  # raises when the agent is missing or its id is reserved
     return registration
 
 

@@ -557,3 +557,12 @@ async def test_stopping_a_client_that_is_still_looking_ends_its_start() -> None:
     await client.stop()
     with pytest.raises(Disconnected):
         await starting
+
+
+async def test_answer_of_the_registry_respects_what_the_client_reads(memory_mesh: Mesh) -> None:
+    large = {"type": "object", "description": "x" * 3000}
+    offers = [make_offer(echo, f"cut-{number}", announced={"input_schema": large}) for number in range(5)]
+    await memory_mesh.join("worker", *offers)
+    asker = await memory_mesh.join("asker", max_frame_bytes=4096)
+    with pytest.raises(InsufficientResources):
+        await asker.discover()

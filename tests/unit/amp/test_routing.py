@@ -296,6 +296,8 @@ def test_reply_that_this_router_never_saw_asked_is_passed_on(mesh: Mesh) -> None
         ("error", {"error": "text"}, {"correlation_id": "x"}),
         ("event", {}, {}),
         ("event", {"event_type": 4}, {}),
+        ("event", {"event_type": "x" * 257}, {}),
+        ("request", {"capability": "x" * 257}, {}),
     ],
 )
 def test_message_with_a_wrong_payload_is_refused(
@@ -543,6 +545,7 @@ def test_negotiation_with_a_wrong_deadline_or_agent_is_refused(mesh: Mesh) -> No
     [
         ("registration", {"agent": {"id": ""}}),
         ("registration", {"capabilities": []}),
+        ("registration", {"agent": {"id": "asker"}, "endpoints": {"invoke": "x" * 600_000}}),
         ("registration", {"agent": {"id": "registry"}}),
         ("registration", {"agent": {"id": "asker"}, "capabilities": [7]}),
         ("subscription", {}),
