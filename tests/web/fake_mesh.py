@@ -64,6 +64,7 @@ class FakeMesh:
         self.definitions: dict[str, contracts.DefinitionRecord] = {}
         self.alerts: list[dict[str, Any]] = []
         self.agents = {agent_id: list(offered) for agent_id, offered in AGENTS.items()}
+        self.health: dict[str, str] = {}
         self.absent: set[str] = set()
         self.failing: dict[str, AmpError] = {}
         self.requests: list[tuple[str, Any]] = []
@@ -316,7 +317,7 @@ class FakeMesh:
         return contracts.AlertListReply(alerts=self.alerts, total_count=len(self.alerts))
 
     def _health_check(self, request: contracts.HealthCheckRequest) -> contracts.HealthCheckReply:
-        agents = {agent_id: {"status": "healthy"} for agent_id in self.agents}
+        agents = {agent_id: {"status": self.health.get(agent_id, "healthy")} for agent_id in self.agents}
         return contracts.HealthCheckReply(status="healthy", agents=agents, checked_at=START.isoformat())
 
     def _performance_report(

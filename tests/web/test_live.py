@@ -151,6 +151,24 @@ async def test_agents_come_and_go(http: aiohttp.ClientSession, mesh: FakeMesh) -
     assert patch["data"] == {"items": {"error-handler": None}, "missing": ["Error handler"]}
 
 
+@pytest.mark.parametrize(("status", "is_well"), [("healthy", True), ("present", True), ("unhealthy", False)])
+async def test_agents_are_as_well_as_the_monitor_says(
+    http: aiohttp.ClientSession, mesh: FakeMesh, status: str, is_well: bool
+) -> None:
+    mesh.health["error-handler"] = status
+    page = await connect(http)
+    agent = (await page.watch("agents"))["data"]["items"]["error-handler"]
+    assert (agent["status"], agent["is_well"]) == (status, is_well)
+
+
+async def test_agents_without_a_monitor_are_present(http: aiohttp.ClientSession, mesh: FakeMesh) -> None:
+    del mesh.agents["monitor-agent"]
+    page = await connect(http)
+    document = (await page.watch("agents"))["data"]
+    assert {agent["status"] for agent in document["items"].values()} == {"present"}
+    assert document["missing"] == ["Monitor agent"]
+
+
 async def test_absent_state_manager_is_told_and_its_return_too(
     http: aiohttp.ClientSession, mesh: FakeMesh
 ) -> None:

@@ -21,6 +21,10 @@ MAX_OPEN_ALERTS = 20
 ATTENTION_HOURS = 24
 HEALTH_TIMEOUT_SECONDS = 3
 
+PRESENT = "present"
+"""The status of an agent that is on the mesh and that nobody has probed."""
+WELL = frozenset({"healthy", PRESENT})
+
 ROLES: Mapping[str, str] = {
     contracts.WORKFLOW_START.id: "Workflow engine",
     contracts.TASK_EXECUTE.id: "Task executor",
@@ -134,7 +138,7 @@ def _agent(entry: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, Any
     capabilities = _capability_ids(entry)
     role = next((role for capability, role in ROLES.items() if capability in capabilities), "")
     checked = health.get(agent_id)
-    status = str(checked.get("status", "healthy")) if isinstance(checked, Mapping) else "healthy"
+    status = str(checked.get("status", PRESENT)) if isinstance(checked, Mapping) else PRESENT
     return {
         "id": agent_id,
         "name": str(identity.get("name") or agent_id),
@@ -142,5 +146,6 @@ def _agent(entry: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, Any
         "framework": str(identity.get("framework") or ""),
         "role": role,
         "status": status,
+        "is_well": status in WELL,
         "capabilities": capabilities,
     }

@@ -70,8 +70,8 @@ const TaskList = ({ tasks, selected, onSelect }) => html`<ul class="task-list">
 </ul>`;
 
 const InputOutput = ({ instance }) => html`<div class="columns even">
-  <div class="card"><${Json} title="Inputs" value=${instance.inputs} nothing="Started without inputs" /></div>
-  <div class="card"><${Json} title="Outputs" value=${instance.outputs} nothing=${isFinal(instance.status) ? "No outputs" : "Not there yet"} />
+  <div class="card"><${Json} heading="h2" title="Inputs" value=${instance.inputs} nothing="Started without inputs" /></div>
+  <div class="card"><${Json} heading="h2" title="Outputs" value=${instance.outputs} nothing=${isFinal(instance.status) ? "No outputs" : "Not there yet"} />
     ${instance.warnings.length > 0 && html`<ul class="warnings">${instance.warnings.map((text, i) => html`<li key=${i}><${Icon} name="triangle-alert" size=${14} />${text}</li>`)}</ul>`}</div>
 </div>`;
 
@@ -117,7 +117,7 @@ const Body = ({ id, data, live }) => {
     <${Tabs} label="About the instance" tabs=${tabs} current=${current} onSelect=${(next) => setQuery({ tab: next === tabs[0].id ? null : next, ...(phone ? { task: null } : {}) })} />
     <div class=${current === "tasks" || (phone && task) ? "" : "split"}>
       ${phone && task
-        ? panel
+        ? html`<div role="tabpanel" id=${`panel-${current}`} aria-labelledby=${`tab-${current}`}>${panel}</div>`
         : html`<div role="tabpanel" id=${`panel-${current}`} aria-labelledby=${`tab-${current}`} class="split-main">
             ${current === "graph" && html`<div class="card flush graph-card"><${Graph} layoutKey=${`${instance.workflow_id}:${instance.definition_hash ?? ""}:${Object.keys(tasks).length}`} tasks=${tasks} selected=${chosen} onSelect=${select} /></div>`}
             ${current === "tasks" && html`<div class="card panel"><${TaskList} tasks=${tasks} selected=${chosen} onSelect=${select} /></div>`}

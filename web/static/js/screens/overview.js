@@ -12,14 +12,18 @@ const RUN_COMMAND = "amp run workflows/simple_example.yaml";
 
 const count = (number, word) => `${number.toLocaleString()} ${word}${number === 1 ? "" : "s"}`;
 
-const agentList = (data) => Object.values(data.agents ?? {}).sort((a, b) => (a.role || "~").localeCompare(b.role || "~") || a.id.localeCompare(b.id));
+/** The six kinds first, then everybody else. */
+const agentList = (data) =>
+  Object.values(data.agents ?? {}).sort(
+    (a, b) => Number(!a.role) - Number(!b.role) || a.role.localeCompare(b.role) || a.id.localeCompare(b.id),
+  );
 
 const Sentence = ({ data }) => {
   const missing = data.missing.length;
-  const ill = agentList(data).filter((agent) => agent.status !== "healthy").length;
+  const ill = agentList(data).filter((agent) => !agent.is_well).length;
   const paused = data.counts.paused ?? 0;
   const tone = missing > 0 || ill > 0 ? "bad" : data.failed_total > 0 ? "warn" : "good";
-  const agents = missing === 0 ? (ill === 0 ? "All six agents are healthy." : `${count(ill, "agent")} not healthy.`) : `${count(missing, "agent")} missing.`;
+  const agents = missing === 0 ? (ill === 0 ? "All agents are healthy." : `${count(ill, "agent")} not healthy.`) : `${count(missing, "agent")} missing.`;
   return html`<p class=${`sentence ${tone}`}><span class="sentence-dot" aria-hidden="true"></span>
     <span><a href="#agents">${agents}</a> <a ...${to("/instances?status=running")}>${count(data.active_total, "instance")} active</a>${paused > 0 && html`, <a ...${to("/instances?status=paused")}>${paused} paused</a>`},
     ${" "}<a ...${to("/instances?status=failed")}>${data.failed_total} failed</a> in the last 24 hours.</span>
@@ -77,9 +81,9 @@ const Agents = ({ data }) => html`<section class="card" id="agents" aria-labelle
   <h2 id="agents-title">Agents<span class="count">${agentList(data).length}</span></h2>
   <ul class="agents">
     ${agentList(data).map(
-      (agent) => html`<li key=${agent.id}><span class=${`agent-dot ${agent.status === "healthy" ? "good" : "warn"}`} aria-hidden="true"></span>
+      (agent) => html`<li key=${agent.id}><span class=${`agent-dot ${agent.is_well ? "good" : "warn"}`} aria-hidden="true"></span>
         <span class="agent-text"><strong>${agent.role || agent.name}</strong><code>${agent.id}</code></span>
-        <span class="muted agent-note">${agent.status === "healthy" ? (agent.capabilities.length > 0 ? count(agent.capabilities.length, "capability").replace("capabilitys", "capabilities") : "no capabilities") : agent.status}</span></li>`,
+        <span class="muted agent-note">${agent.is_well ? (agent.capabilities.length > 0 ? count(agent.capabilities.length, "capability").replace("capabilitys", "capabilities") : "") : agent.status}</span></li>`,
     )}
     ${data.missing.map((role) => html`<li key=${role} class="absent"><span class="agent-dot bad" aria-hidden="true"></span><span class="agent-text"><strong>${role}</strong></span><span class="agent-note bad-text">missing</span></li>`)}
   </ul>

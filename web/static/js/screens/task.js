@@ -1,10 +1,12 @@
 // Everything about one task of an instance: state and why, inputs, outputs, errors, attempts, condition.
 
-import { html, useEffect, useState } from "../../vendor/ui.js";
+import { html, useEffect, useRef, useState } from "../../vendor/ui.js";
 import { get } from "../core/api.js";
 import { between, clock, relative } from "../core/time.js";
 import { Json, hasCut } from "../ui/json.js";
 import { Icon, Problem, State, StateIcon } from "../ui/kit.js";
+
+const PANEL_TOO_LOW = 0.7;
 
 const SKIP_WORDS = {
   condition_false: "Its condition is false.",
@@ -81,8 +83,9 @@ const Outputs = ({ instanceId, task }) => {
   };
   const { outputs, result } = whole ?? task;
   const done = task.status === "completed";
+  const over = done || ["failed", "skipped", "cancelled"].includes(task.status);
   const named = Object.keys(outputs).length > 0;
-  return html`<${Json} title="Outputs" value=${named ? outputs : done ? { result } : {}} nothing=${done ? "No outputs" : "Not there yet"} />
+  return html`<${Json} title="Outputs" value=${named ? outputs : done ? { result } : {}} nothing=${over ? "No outputs" : "Not there yet"} />
     ${!whole && (hasCut(outputs) || hasCut(result)) && html`<button type="button" class="button" onClick=${load}>Load whole values</button>`}
     ${error && html`<${Problem} error=${error} />`}`;
 };
@@ -96,7 +99,13 @@ const Facts = ({ task, tasks, onSelect }) => html`<dl class="facts">
   ${task.depends_on.length > 0 && html`<div><dt>After</dt><dd>${task.depends_on.map((id, i) => html`<span key=${id}>${i > 0 ? ", " : ""}<button type="button" class="link" onClick=${() => onSelect(id)}>${tasks[id]?.name ?? id}</button></span>`)}</dd></div>`}
 </dl>`;
 
-export const TaskPanel = ({ instanceId, task, tasks, onBack, onSelect }) => html`<div class="panel-body" data-task-panel=${task.id}>
+export const TaskPanel = ({ instanceId, task, tasks, onBack, onSelect }) => {
+  const top = useRef(null);
+  useEffect(() => {
+    // On a phone the panel is below the fold: bring its top into view. Elsewhere it is in view already.
+    if (top.current.getBoundingClientRect().top > innerHeight * PANEL_TOO_LOW) top.current.scrollIntoView();
+  }, [task.id]);
+  return html`<div class="panel-body" data-task-panel=${task.id} ref=${top}>
   <button type="button" class="link back" onClick=${onBack}><${Icon} name="chevron-left" size=${14} />All tasks</button>
   <h2>${task.name}</h2>
   <p class="subline"><${State} status=${task.status} />${task.name !== task.id && html`<code class="muted">${task.id}</code>`}</p>
@@ -109,3 +118,4 @@ export const TaskPanel = ({ instanceId, task, tasks, onBack, onSelect }) => html
   <${Condition} task=${task} />
   <${Facts} task=${task} tasks=${tasks} onSelect=${onSelect} />
 </div>`;
+};

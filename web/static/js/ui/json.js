@@ -56,12 +56,12 @@ const Node = ({ name, value, depth }) => {
   return html`<div class="json-line">${label}<${Scalar} value=${value} /></div>`;
 };
 
-/** A value with a heading and a copy button. `nothing` is said when there is no value. */
-export const Json = ({ title, value, nothing = "Nothing" }) => {
+/** A value with a heading and a copy button. `nothing` is said when there is no value, `heading` is h2 or h3. */
+export const Json = ({ title, value, nothing = "Nothing", heading = "h3" }) => {
   const empty = value === null || value === undefined || (typeof value === "object" && Object.keys(value).length === 0);
   const plain = !empty && typeof value === "object" && !isCut(value) && !Array.isArray(value);
   return html`<section class="json">
-    ${title && html`<header class="json-head"><h3>${title}</h3>${!empty && html`<${Copy} text=${() => JSON.stringify(value, null, 2)} label=${`Copy ${title}`} />`}</header>`}
+    ${title && html`<header class="json-head"><${heading}>${title}<//>${!empty && html`<${Copy} text=${() => JSON.stringify(value, null, 2)} label=${`Copy ${title}`} />`}</header>`}
     ${empty
       ? html`<p class="muted">${nothing}</p>`
       : html`<div class="json-tree">${plain ? Object.entries(value).map(([key, item]) => html`<${Node} key=${key} name=${key} value=${item} depth=${1} />`) : html`<${Node} value=${value} depth=${0} />`}</div>`}

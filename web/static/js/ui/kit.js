@@ -144,7 +144,7 @@ export const Tabs = ({ tabs, current, onSelect, label }) => {
   };
   return html`<div class="tabs" role="tablist" aria-label=${label} onKeyDown=${onKey}>
     ${tabs.map(
-      (tab) => html`<button key=${tab.id} type="button" role="tab" id=${`tab-${tab.id}`} data-tab=${tab.id} aria-selected=${tab.id === current} aria-controls=${`panel-${tab.id}`} tabindex=${tab.id === current ? 0 : -1} onClick=${() => onSelect(tab.id)}>
+      (tab) => html`<button key=${tab.id} type="button" role="tab" id=${`tab-${tab.id}`} data-tab=${tab.id} aria-selected=${tab.id === current} aria-controls=${tab.id === current ? `panel-${tab.id}` : undefined} tabindex=${tab.id === current ? 0 : -1} onClick=${() => onSelect(tab.id)}>
         ${tab.word}${tab.count === undefined ? "" : html`<span class="tab-count">${tab.count}</span>`}
       </button>`,
     )}
