@@ -9,13 +9,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from random import Random, SystemRandom
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import Any, cast
 
 import msgspec
 
-from amp.capability import Offer, Reply, Status
+from amp.capability import Offer, Reply
 from amp.codec import Refusal, decode, encode
 from amp.connector import Connector
 from amp.envelope import (
@@ -27,14 +26,12 @@ from amp.envelope import (
     ROUTER_ID,
     Destination,
     Envelope,
-    ErrorPayload,
     EventHead,
     Headers,
     Message,
     MessageType,
     Outgoing,
     OutgoingEnvelope,
-    ResponsePayload,
     Source,
     error_payload,
 )
@@ -48,21 +45,15 @@ from amp.errors import (
     Disconnected,
     ExecutionError,
     InsufficientResources,
-    InvalidSchema,
     LocalProtocolError,
     NetworkError,
     RequestTimeout,
-    error_from_wire,
 )
 from amp.link import Link
+from amp.replies import Answer, T, answer_of, error_of, may_retry
 from amp.responder import Responder
 from amp.subscriptions import Event, EventHandler, Subscription
 from amp.transports.base import ConnectFailed, Transport
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar  # 3.13 has defaults of its own
-else:
-    from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +63,6 @@ EVENT_AGENT_JOINED = "agent.joined"
 FLUSH_SECONDS = 2.0
 REGISTRY_TIMEOUT_SECONDS = 5.0
 
-if TYPE_CHECKING:
-    T = TypeVar("T", default=Any)
-else:
-    T = TypeVar("T")
-
-_RESPONSE = msgspec.json.Decoder(ResponsePayload)
-_ERROR = msgspec.json.Decoder(ErrorPayload)
 _EVENT_TYPE = msgspec.json.Decoder(EventHead)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
@@ -92,16 +76,6 @@ class AgentIdentity:
     version: str = "1.0"
     framework: str = ""
     session_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """A response with its circumstances. `agent_id` is the agent that answered."""
-
-    result: T
-    status: Status
-    metadata: Mapping[str, Any]
-    agent_id: str
 
 
 @dataclass(slots=True, eq=False)
@@ -337,16 +311,16 @@ class MeshClient:
             changes = self._changes
             try:
                 reply = await self._attempt(request_id, frame, timeout_seconds, resend=resend)
-                return _answer(reply, reply_type)
+                return answer_of(reply, reply_type)
             except (AgentNotFound, CapabilityNotFound, AgentLost, Disconnected) as error:
                 left = patient_until - loop.time()
                 lost = isinstance(error, AgentLost)
-                may_retry = _may_retry(error, resend=resend and (survive_loss or not lost))
-                if left <= 0 or self._draining or not may_retry:
+                retry = may_retry(error, resend=resend and (survive_loss or not lost))
+                if left <= 0 or self._draining or not retry:
                     raise
                 if lost:  # another agent may be there already, and if none is the router says so at once
                     continue
-                if not isinstance(error, AgentLost) and not await self._change(changes, left):
+                if not await self._change(changes, left):
                     raise
 
     async def _attempt(
@@ -405,7 +379,7 @@ class MeshClient:
         """Return the agents that offer all `capabilities` and one matching `pattern`, as the registry shows them."""
         query = {"capabilities": list(capabilities), "capability_pattern": pattern}
         reply = await self._registry("discovery", {"query": query})
-        result = cast("dict[str, Any]", _answer(reply, object).result)
+        result = cast("dict[str, Any]", answer_of(reply, object).result)
         return cast("list[dict[str, Any]]", result["agents"])
 
     async def _registry(
@@ -502,9 +476,9 @@ class MeshClient:
         if link is None:
             return
         if message.type == MessageType.ERROR:
-            self._registration_refused(_error_of(message), link)
+            self._registration_refused(error_of(message), link)
             return
-        link.batching = _answer(message, _Registered).result.batching
+        link.batching = answer_of(message, _Registered).result.batching
         self._registered = True
         for waiting in self._waiting.values():
             if waiting.resend:
@@ -565,7 +539,7 @@ class MeshClient:
             self._registration_id = ""
             self._registration_answered(message)
         elif message.type == MessageType.ERROR:
-            self._stray_error(_error_of(message))
+            self._stray_error(error_of(message))
 
     def _stray_error(self, error: AmpError) -> None:
         if error.details.get("reason") == "slow_subscriber" and self._registered:
@@ -639,45 +613,6 @@ class MeshClient:
 
 class _Registered(msgspec.Struct, frozen=True):
     batching: bool = False
-
-
-@lru_cache(maxsize=1024)
-def _decoder_for(reply_type: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(Any if reply_type is object else reply_type)
-
-
-def _answer(message: Message, reply_type: Any) -> Answer[Any]:
-    """Return what a reply says. Raises its error, or InvalidSchema when it does not fit."""
-    if message.type == MessageType.ERROR:
-        raise _error_of(message)
-    try:
-        payload = _RESPONSE.decode(message.payload)
-        raw = b"null" if isinstance(payload.result, msgspec.UnsetType) else payload.result
-        result = _decoder_for(reply_type).decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidSchema(
-            f"{message.source.agent_id} answered something unexpected: {str(error)[:300]}"
-        ) from None
-    return Answer(result, payload.status, payload.metadata or {}, message.source.agent_id)
-
-
-def _error_of(message: Message) -> AmpError:
-    try:
-        body = _ERROR.decode(message.payload).error
-    except (msgspec.DecodeError, RecursionError):
-        return InvalidSchema(f"{message.source.agent_id} answered an error that cannot be read")
-    error = error_from_wire(body.code, body.message, body.details)
-    error.from_agent_id = message.source.agent_id
-    return error
-
-
-def _may_retry(error: AmpError, *, resend: bool) -> bool:
-    """Return whether a request that failed so may be sent again without doing its work twice."""
-    if isinstance(error, Disconnected):
-        return resend or error.details.get("sent") is False
-    if isinstance(error, AgentLost):
-        return resend
-    return error.from_agent_id == ROUTER_ID
 
 
 def _announced(offer: Offer) -> dict[str, Any]:

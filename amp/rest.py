@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from amp.caller import CALLER
-from amp.directory import Query, search
+from amp.discovery import Query, search
 from amp.errors import AgentNotFound, AmpError, InvalidParameters
 from amp.registry import describe_registration
 from amp.session import Registration, Session, parse_registration
