@@ -378,6 +378,13 @@ def _retry_order(turn: _Turn, stimulus: st.RetryOrder) -> None:
         or run.awaiting_fallback
     ):
         raise IllegalMove(f"task {run.task_id} is {run.status}; only a task that failed can be run again")
+    begun = [
+        name
+        for name in turn.plan.tasks[run.task_id].dependents
+        if turn.draft.runs[name].status not in (TaskStatus.PENDING, TaskStatus.SKIPPED)
+    ]
+    if begun:
+        raise IllegalMove(f"task {run.task_id} was skipped and {', '.join(begun)} went on without it")
     turn.record(ev.TaskReset(at=turn.at, task_id=run.task_id, reason=stimulus.reason))
     _proceed(turn, run.task_id)
 

@@ -419,6 +419,15 @@ def test_retry_order_runs_a_failed_task_and_what_was_skipped_after_it_again() ->
     assert play.instance.status is InstanceStatus.COMPLETED
 
 
+def test_a_skipped_task_is_not_run_again_once_others_went_on_without_it() -> None:
+    play = Play(make_plan(make_task("a"), make_task("b"), make_task("after", "a", "b")))
+    play.fail("a")
+    play.decide("a", RecoveryAction.SKIP)
+    play.succeed("b")
+    with pytest.raises(IllegalMove, match="after went on without it"):
+        play.send(st.RetryOrder(at=play.later(1), task_id="a"))
+
+
 def test_orders_about_unknown_or_finished_tasks_are_refused() -> None:
     play = Play(make_plan(make_task("a"), make_task("b")))
     play.succeed("a")
