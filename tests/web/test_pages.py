@@ -339,6 +339,40 @@ async def test_every_page_is_accessible(visitors: Any, scheme: str, part: int) -
         assert await violations(visitor.page) == [], path
 
 
+async def test_another_sites_page_starts_and_hears_nothing(visitors: Any, base: str, mesh: FakeMesh) -> None:
+    visitor = await visitors()
+    page = visitor.page
+    foreign = "http://foreign.example/"
+    await page.route(
+        f"{foreign}**", lambda route: route.fulfill(body="<h1>hi</h1>", content_type="text/html")
+    )
+    await page.goto(foreign)
+    before = len(mesh.rows)
+    heard = await page.evaluate(
+        """async (base) => {
+            const start = `${base}/api/workflows/hello-world-workflow/start`;
+            const body = JSON.stringify({ inputs: { name: "x" } });
+            const tries = [
+                fetch(start, { method: "POST", mode: "no-cors", body }),
+                fetch(start, { method: "POST", body, headers: { "Content-Type": "application/json" } }),
+                fetch(`${base}/api/instances`).then((response) => response.text()),
+                new Promise((resolve, reject) => {
+                    const socket = new WebSocket(base.replace("http", "ws") + "/api/ws", "amp.ui.v1");
+                    socket.onmessage = (message) => resolve(message.data);
+                    socket.onclose = () => reject(new Error("closed"));
+                }),
+            ];
+            const ends = await Promise.allSettled(tries);
+            return ends.map((end) => (end.status === "fulfilled" ? (end.value.type ?? end.value) : "refused"));
+        }""",
+        base,
+    )
+    assert heard[0] in ("opaque", "refused")
+    assert heard[1:] == ["refused", "refused", "refused"]
+    assert len(mesh.rows) == before
+    visitor.errors.clear()  # the browser's own complaints about what was refused
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_page_fits_a_phone(visitors: Any, scheme: str) -> None:
     visitor = await visitors(size=PHONE, scheme=scheme, has_touch=True, reduced_motion="reduce")
