@@ -365,14 +365,7 @@ def _reset(draft: Draft, run: Run) -> None:
         token="",
         skip_reason="",
     )
-    frontier, again = [run.task_id], set[str]()
-    while frontier:
-        for dependent_id in draft.plan.tasks[frontier.pop()].dependents:
-            dependent = draft.runs[dependent_id]
-            consequence = dependent.skip_reason in ("dependency_failed", "dependencies_skipped")
-            if dependent.status is TaskStatus.SKIPPED and consequence and dependent_id not in again:
-                again.add(dependent_id)
-                frontier.append(dependent_id)
+    again = skipped_behind(draft.plan, draft.runs, run.task_id)
     for task_id in again | set(draft.plan.tasks[run.task_id].dependents):
         dependent = draft.runs[task_id]
         if task_id in again or dependent.status is TaskStatus.PENDING:
@@ -381,3 +374,16 @@ def _reset(draft: Draft, run: Run) -> None:
             draft.put_run(
                 dependent, status=TaskStatus.PENDING, skip_reason="", completed_at=None, waiting_for=waiting
             )
+
+
+def skipped_behind(plan: Plan, runs: Mapping[str, Run], task_id: str) -> set[str]:
+    """Return the tasks that were skipped because this one did not complete, directly or not."""
+    frontier, found = [task_id], set[str]()
+    while frontier:
+        for name in plan.tasks[frontier.pop()].dependents:
+            run = runs[name]
+            consequence = run.skip_reason in ("dependency_failed", "dependencies_skipped")
+            if run.status is TaskStatus.SKIPPED and consequence and name not in found:
+                found.add(name)
+                frontier.append(name)
+    return found

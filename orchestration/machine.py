@@ -17,7 +17,7 @@ from orchestration.contracts import ErrorInfo
 from orchestration.definition.inputs import check_outputs
 from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.errors import IllegalMove
-from orchestration.instance import ACTIVE, BLOCKING, Draft, Instance, Run, evolve, new_draft
+from orchestration.instance import ACTIVE, BLOCKING, Draft, Instance, Run, evolve, new_draft, skipped_behind
 from orchestration.outputs import map_outputs, workflow_outputs
 from orchestration.retry import delay_seconds, should_retry
 from orchestration.status import Effects, InstanceStatus, RecoveryAction, TaskStatus
@@ -28,6 +28,7 @@ MAX_PROBLEMS = 20
 """Most problems with a workflow's outputs that one warning lists."""
 SCHEDULE_TO_START_SECONDS = 3600.0
 """How long an attempt may wait for a free agent before it counts as timed out."""
+NOT_BEGUN = frozenset({TaskStatus.PENDING, TaskStatus.SKIPPED})
 REPEATABLE = frozenset({Effects.NONE, Effects.READ, Effects.IDEMPOTENT})
 """Effects that a second attempt may repeat without asking anybody."""
 
@@ -378,13 +379,13 @@ def _retry_order(turn: _Turn, stimulus: st.RetryOrder) -> None:
         or run.awaiting_fallback
     ):
         raise IllegalMove(f"task {run.task_id} is {run.status}; only a task that failed can be run again")
-    begun = [
-        name
-        for name in turn.plan.tasks[run.task_id].dependents
-        if turn.draft.runs[name].status not in (TaskStatus.PENDING, TaskStatus.SKIPPED)
-    ]
+    again = {run.task_id} | skipped_behind(turn.plan, turn.draft.runs, run.task_id)
+    behind = (name for task_id in again for name in turn.plan.tasks[task_id].dependents if name not in again)
+    begun = [name for name in behind if turn.draft.runs[name].status not in NOT_BEGUN]
     if begun:
-        raise IllegalMove(f"task {run.task_id} was skipped and {', '.join(begun)} went on without it")
+        raise IllegalMove(
+            f"{', '.join(sorted(set(begun)))} went on without task {run.task_id}; start the workflow anew"
+        )
     turn.record(ev.TaskReset(at=turn.at, task_id=run.task_id, reason=stimulus.reason))
     _proceed(turn, run.task_id)
 
