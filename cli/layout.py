@@ -16,8 +16,6 @@ MAX_SCALE = 50
 MAX_PORT = 65_535
 STOP_MARGIN_SECONDS = 5.0
 """What an agent gets on top of its drain time before it is killed."""
-DASHBOARD_READY_SECONDS = 360.0
-"""At its first start the dashboard may have to install its libraries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +225,6 @@ def _dashboard(settings: Settings, shared: Mapping[str, str]) -> ChildSpec:
         health_url=f"http://{_in_url(_reachable(web.host))}:{web.port}/health",
         stage=DASHBOARD_START,
         stop_stage=DASHBOARD_STOP,
-        ready_timeout_seconds=DASHBOARD_READY_SECONDS,
     )
 
 
