@@ -345,16 +345,21 @@ class DefinitionPutReply(Wire, frozen=True, kw_only=True):
 
 
 class DefinitionGetRequest(Wire, frozen=True, kw_only=True):
-    """The newest definition of a workflow, or the one with this hash."""
+    """The newest definition of a workflow, or the one with this hash.
+
+    With `known_hash` the content is not sent again when the newest definition is the one the asker has.
+    """
 
     workflow_id: str = ""
     hash: str = ""
+    known_hash: str = ""
 
 
 class DefinitionGetReply(Wire, frozen=True, kw_only=True):
-    """`definition` is null when there is none."""
+    """`definition` is null when there is none, and when `unchanged` says that the asker has it."""
 
-    definition: DefinitionRecord | None
+    definition: DefinitionRecord | None = None
+    unchanged: bool = False
 
 
 class DefinitionListRequest(Wire, frozen=True, kw_only=True):

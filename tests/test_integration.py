@@ -255,6 +255,35 @@ async def test_a_bad_definition_is_refused_and_not_stored(
     assert listed.workflows == {}
 
 
+async def test_a_start_uses_the_definition_that_was_stored_last(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path) as mesh:
+        for value in (1, 1, 2, 1):
+            document = await mesh.run(
+                workflow(
+                    transform("a", str(value)),
+                    output_schema={"type": "object", "properties": {"a": {"type": "integer"}}},
+                )
+            )
+            assert document.instance["outputs"] == {"a": value}
+
+
+async def test_a_conditional_task_sees_the_names_its_expression_uses(tmp_path: Path) -> None:
+    definition = workflow(
+        transform("doubled", "data * 2", data=4),
+        {
+            "id": "decide",
+            "type": "conditional",
+            "parameters": {"expression": "doubled > 5"},
+            "outputs": ["large"],
+            "depends_on": ["doubled"],
+        },
+        output_schema={"type": "object", "properties": {"large": {"type": "boolean"}}},
+    )
+    async with running_mesh(tmp_path) as mesh:
+        document = await mesh.run(definition)
+    assert document.instance["outputs"] == {"large": True}
+
+
 async def test_bad_inputs_are_refused_and_no_instance_exists(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     async with running_mesh(tmp_path) as mesh:

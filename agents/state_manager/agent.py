@@ -35,6 +35,8 @@ BACKUP_FOLDER = "backups"
 EVENT_CONTEXT_UPDATE = "context_update"
 
 Handler = Callable[[Incoming], Awaitable[object]]
+MAX_NEWEST_KEPT = 10_000
+"""Workflows of which the hash of the newest definition is kept in memory."""
 
 
 class StateManager(Agent):
@@ -67,6 +69,8 @@ class StateManager(Agent):
             interval_hours=self.settings.database.backup_interval_hours,
             kept=self.settings.database.backups_kept,
         )
+        self._newest: dict[str, str] = {}
+        self._definitions_put = 0
         self.hints = LogHints(self._announce_log)
         self.leases = LeaseWatch(self.storage, store_clock, self._announce_claimable)
         self._count()
@@ -220,11 +224,27 @@ class StateManager(Agent):
 
     async def put_definition(self, incoming: Incoming) -> contracts.DefinitionPutReply:
         """`definition-put`."""
-        return await self.storage.put_definition(incoming.parameters)
+        request: contracts.DefinitionPutRequest = incoming.parameters
+        try:
+            return await self.storage.put_definition(request)
+        finally:
+            self._definitions_put += 1
+            self._newest.pop(request.definition.workflow_id, None)
 
     async def get_definition(self, incoming: Incoming) -> contracts.DefinitionGetReply:
-        """`definition-get`."""
-        return contracts.DefinitionGetReply(definition=await self.storage.get_definition(incoming.parameters))
+        """`definition-get`. Which definition is a workflow's newest is kept: every start asks."""
+        request: contracts.DefinitionGetRequest = incoming.parameters
+        if request.known_hash and self._newest.get(request.workflow_id) == request.known_hash:
+            return contracts.DefinitionGetReply(unchanged=True)
+        before = self._definitions_put
+        record = await self.storage.get_definition(request)
+        if record is None or request.hash:
+            return contracts.DefinitionGetReply(definition=record)
+        if before == self._definitions_put and len(self._newest) < MAX_NEWEST_KEPT:
+            self._newest[record.workflow_id] = record.hash
+        if record.hash == request.known_hash:
+            return contracts.DefinitionGetReply(unchanged=True)
+        return contracts.DefinitionGetReply(definition=record)
 
     async def list_definitions(self, incoming: Incoming) -> contracts.DefinitionListReply:
         """`definition-list`."""

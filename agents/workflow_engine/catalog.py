@@ -46,6 +46,7 @@ class Catalog:
         }
         self._folders = tuple(Path(folder) for folder in folders)
         self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self._newest: dict[str, Plan] = {}
 
     async def create(self, request: contracts.WorkflowCreateRequest) -> contracts.WorkflowCreated:
         """Check and store a definition given as an object, or as its text when that came along."""
@@ -141,10 +142,21 @@ class Catalog:
 
         Raises: WorkflowNotFound, naming what there is.
         """
-        record = await self._get(contracts.DefinitionGetRequest(workflow_id=workflow_id))
+        known = self._newest.get(workflow_id)
+        asked = contracts.DefinitionGetRequest(
+            workflow_id=workflow_id, known_hash=known.definition_hash if known is not None else ""
+        )
+        reply = await self._get(asked)
+        if known is not None and reply.unchanged:
+            return known
+        record = reply.definition
         if record is None:
             raise WorkflowNotFound(f"there is no workflow {workflow_id!r}", {"workflow_id": workflow_id})
-        return self._plans.get(record.hash) or self._keep(load_plan(record.content, **self._timeouts))
+        plan = self._plans.get(record.hash) or self._keep(load_plan(record.content, **self._timeouts))
+        self._newest[workflow_id] = plan
+        while len(self._newest) > MAX_PLANS:
+            self._newest.pop(next(iter(self._newest)))
+        return plan
 
     async def by_hash(self, hash: str) -> Plan:
         """Return the plan that an instance was started with.
@@ -155,7 +167,7 @@ class Catalog:
         if plan is not None:
             self._plans.move_to_end(hash)
             return plan
-        record = await self._get(contracts.DefinitionGetRequest(hash=hash))
+        record = (await self._get(contracts.DefinitionGetRequest(hash=hash))).definition
         if record is None:
             raise WorkflowNotFound(f"there is no definition with the hash {hash}", {"hash": hash})
         return self._keep(load_plan(record.content, **self._timeouts))
@@ -171,15 +183,14 @@ class Catalog:
         )
         return reply.definitions
 
-    async def _get(self, request: contracts.DefinitionGetRequest) -> contracts.DefinitionRecord | None:
-        reply = await self._mesh.request(
+    async def _get(self, request: contracts.DefinitionGetRequest) -> contracts.DefinitionGetReply:
+        return await self._mesh.request(
             contracts.DEFINITION_GET.id,
             request,
             reply_type=contracts.DefinitionGetReply,
             patience_seconds=STORE_TIMEOUT_SECONDS,
             resend=True,
         )
-        return reply.definition
 
     def _keep(self, plan: Plan) -> Plan:
         self._plans[plan.definition_hash] = plan
