@@ -62,13 +62,14 @@ class Processes:
 
     def start_router(self) -> None:
         """Start the router as a process of its own."""
-        self._start("router", [sys.executable, "-m", "amp.router", "--port", str(self.router_port)])
+        self.launch("router", [sys.executable, "-m", "amp.router", "--port", str(self.router_port)])
 
     def start(self, agent: str, name: str | None = None) -> subprocess.Popen[bytes]:
         """Start `python -m agents.AGENT` and return the process; `name` tells several apart."""
-        return self._start(name or agent, [sys.executable, "-m", f"agents.{agent}", "--port", "0"])
+        return self.launch(name or agent, [sys.executable, "-m", f"agents.{agent}", "--port", "0"])
 
-    def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+    def launch(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a process that ends with the others; what it prints is in `log_of(name)`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT

@@ -194,7 +194,7 @@ async def test_a_second_executor_takes_a_free_port_and_says_so(tmp_path: Path) -
     async with running_processes(tmp_path, agents=("state_manager",)) as mesh:
         for name in ("one", "two"):
             mesh.environment["AMP_TASK_EXECUTOR__PORT"] = str(mesh.router_port + 1)
-            mesh._start(name, [sys.executable, "-m", "agents.task_executor"])
+            mesh.launch(name, [sys.executable, "-m", "agents.task_executor"])
         await mesh.joined(contracts.TASK_EXECUTE.id)
         while len(await mesh.client.discover(capabilities=[contracts.TASK_EXECUTE.id])) < 2:
             await asyncio.sleep(0.05)
