@@ -4,6 +4,8 @@ Who owns an instance is decided by the store (owner and epoch); this module only
 """
 
 import asyncio
+import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from random import Random
 from typing import Any
 
 import msgspec
+import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
@@ -40,9 +43,10 @@ from orchestration.definition.plan import Plan
 from orchestration.documents import status_document
 from orchestration.instance import Instance
 from orchestration.status import InstanceStatus
+from runtime import logging as runtime_logging
 from runtime.clock import Clock
 from runtime.ids import new_id
-from runtime.settings import Settings, WorkflowEngineSettings, load_settings
+from runtime.settings import LoggingSettings, Settings, WorkflowEngineSettings, load_settings
 
 MAX_RECENT = 1000
 """Ended instances that are still answered from memory."""
@@ -87,6 +91,10 @@ class WorkflowEngine(Agent):
         serve_http: bool | None = None,
     ) -> None:
         embedded = settings is None
+        if embedded and not structlog.is_configured() and not logging.getLogger().handlers:
+            runtime_logging.configure(
+                LoggingSettings(level="WARNING"), role=self.section_name, stream=sys.stderr
+            )
         super().__init__(
             settings or load_settings(),
             transport=transport,

@@ -184,6 +184,9 @@ async def test_a_script_starts_an_instance_and_exits_and_the_mesh_completes_it(t
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Started workflow instance: ins_"), (
+            "logs must not mix with what a script prints"
+        )
         instance_id = done.stdout.strip().rpartition(": ")[2]
         document = await mesh.until(instance_id)
     assert document.instance["status"] == "completed"
