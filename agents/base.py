@@ -103,6 +103,9 @@ class Agent:
     async def on_start(self) -> None:
         """Prepare before the agent joins the mesh."""
 
+    def on_joining(self) -> None:
+        """Build what requests need of `self.mesh`, before the first one can arrive. May be called again."""
+
     async def on_ready(self) -> None:
         """Begin to work: the agent is registered for the first time."""
 
@@ -187,6 +190,7 @@ class Agent:
         wanted = self.agent_id
         for number in range(MAX_SAME_AGENTS):
             self.mesh = self._client(transport, offers)
+            self.on_joining()
             try:
                 await self.mesh.start(wait_seconds=wait_seconds)
             except AgentIdInUse:

@@ -28,14 +28,15 @@ from agents.workflow_engine.errors import (
     InvalidInputs,
     WorkflowNotFound,
 )
+from agents.workflow_engine.histories import UNREADABLE, Histories
 from agents.workflow_engine.log_writer import LogWriter
+from agents.workflow_engine.ownership import Ownership
 from agents.workflow_engine.performer import MeshPerformer
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
 from amp.transports.base import Transport
 from orchestration import contracts, machine
-from orchestration import events as ev
 from orchestration import stimuli as st
 from orchestration.definition.errors import InputError
 from orchestration.definition.inputs import prepare_inputs
@@ -50,13 +51,6 @@ from runtime.settings import LoggingSettings, Settings, WorkflowEngineSettings, 
 
 MAX_RECENT = 1000
 """Ended instances that are still answered from memory."""
-CLAIM_ROWS = 50
-CLAIM_RETRY_SECONDS = 1.0
-OPEN = tuple(status for status in InstanceStatus if not status.is_final)
-LOG_PAGE_EVENTS = 1000
-LEASE_RENEWALS = 3
-"""How often a lease is renewed within its length."""
-MAX_CONCURRENT_RESTORES = 8
 STORE_PATIENCE_SECONDS = 30.0
 BUSY_RETRY_MS = 1000
 
@@ -110,7 +104,6 @@ class WorkflowEngine(Agent):
         self._recent: OrderedDict[str, tuple[Plan, Instance]] = OrderedDict()
         self._pending: OrderedDict[str, None] = OrderedDict()
         self._running: set[str] = set()
-        self._claim_wanted = asyncio.Event()
         self._draining = False
         self._started = Counter("amp_instances_started", "Instances started here", registry=self.metrics)
         self._ended = Counter(
@@ -153,15 +146,25 @@ class WorkflowEngine(Agent):
 
     # --- life ------------------------------------------------------------------------------------------
 
-    async def on_ready(self) -> None:
-        """Take a lease, take up what nobody owns, and begin to listen."""
+    def on_joining(self) -> None:
+        """Build what requests need, before the first one can arrive."""
         self.catalog = Catalog(
             self.mesh,
             folders=self.section.workflow_dirs,
             workflow_timeout_seconds=self.section.workflow_timeout_default,
             task_timeout_seconds=self.settings.task_executor.task_timeout_default,
         )
+        self._histories = Histories(self.mesh, self.catalog)
         self._log = LogWriter(self.mesh)
+        self._ownership = Ownership(
+            self.mesh,
+            owner=self.owner,
+            agent_id=self.agent_id,
+            lease_seconds=self.section.lease_seconds,
+            take_up=self._take_up,
+            may_claim=self._may_claim,
+            on_beat=self._read_all_inboxes,
+        )
         self._performer = MeshPerformer(
             self.mesh,
             engine_id=self.agent_id,
@@ -171,13 +174,15 @@ class WorkflowEngine(Agent):
             spawn=self.spawn,
             count_dispatch=lambda capability: self._dispatched.labels(capability).inc(),
         )
+
+    async def on_ready(self) -> None:
+        """Take a lease, take up what nobody owns, and begin to listen."""
         await self.mesh.subscribe(contracts.EVENT_INBOX_FILLED, self._on_inbox_filled)
+        self.spawn(self._ownership.keep_lease(), "lease")
         if not self._embedded:
-            await self.mesh.subscribe(contracts.EVENT_INSTANCES_CLAIMABLE, self._on_claimable)
-            self.spawn(self._claim_loop(), "claims")
+            self.spawn(self._ownership.claim_what_nobody_owns(), "claims")
             if self.section.load_workflows_on_start:
                 self.spawn(self._load_folders(), "workflow folders")
-        self.spawn(self._lease_loop(), "lease")
 
     async def on_stop(self) -> None:
         """Let go of every instance, durably, so that another engine takes it up at once."""
@@ -188,10 +193,7 @@ class WorkflowEngine(Agent):
         for driver in self._drivers.values():
             driver.let_go()
         await self._log.stop()
-        try:
-            await self._lease(release=True)
-        except AmpError as error:
-            self.logger.info("lease_not_released", code=error.code)
+        await self._ownership.release()
 
     async def _load_folders(self) -> None:
         while True:
@@ -202,125 +204,33 @@ class WorkflowEngine(Agent):
                 self.logger.warning("workflow_folders_not_loaded", code=error.code, reason=error.message)
                 await asyncio.sleep(1.0)
 
-    # --- ownership -------------------------------------------------------------------------------------
+    # --- what it owns ----------------------------------------------------------------------------------
 
-    async def _lease_loop(self) -> None:
-        """Say that this engine lives, look for what nobody owns, and read the inboxes in case a hint was lost."""
-        while True:
-            try:
-                reply = await self._lease()
-                if reply.claimable and not self._embedded:
-                    self._claim_wanted.set()
-                await self._read_inboxes([])
-            except AmpError as error:
-                self.logger.warning("lease_not_renewed", code=error.code, reason=error.message)
-            await asyncio.sleep(self.section.lease_seconds / LEASE_RENEWALS)
+    def _may_claim(self) -> bool:
+        return not self._draining and len(self._drivers) < self.section.max_pending_workflows
 
-    async def _lease(self, *, release: bool = False) -> contracts.LeaseReply:
-        return await self.mesh.request(
-            contracts.ENGINE_LEASE.id,
-            contracts.LeaseRequest(
-                owner=self.owner,
-                agent_id=self.agent_id,
-                lease_seconds=self.section.lease_seconds,
-                release=release,
-            ),
-            reply_type=contracts.LeaseReply,
-            timeout_seconds=self.section.lease_seconds / LEASE_RENEWALS,
-            patience_seconds=0.0 if release else self.section.lease_seconds,
-        )
+    async def _take_up(self, row: contracts.InstanceRow) -> bool:
+        """Rebuild an instance that is ours and drive it; return false when it could not be read now.
 
-    async def _on_claimable(self, event: Event) -> None:
-        self._claim_wanted.set()
-
-    async def _claim_loop(self) -> None:
-        """Take over unfinished instances without a live owner, as long as there are any."""
-        while True:
-            await self._claim_wanted.wait()
-            self._claim_wanted.clear()
-            try:
-                while await self._claim():
-                    pass
-            except AmpError as error:
-                self.logger.warning("claim_failed", code=error.code, reason=error.message)
-                await asyncio.sleep(CLAIM_RETRY_SECONDS)
-                await self._adopt()
-                self._claim_wanted.set()
-
-    async def _claim(self) -> bool:
-        """Claim one page; return whether there may be more."""
-        if self._draining or len(self._drivers) >= self.section.max_pending_workflows:
-            return False
-        reply = await self.mesh.request(
-            contracts.INSTANCE_CLAIM.id,
-            contracts.ClaimRequest(owner=self.owner, limit=CLAIM_ROWS),
-            reply_type=contracts.ClaimReply,
-            patience_seconds=STORE_PATIENCE_SECONDS,
-        )
-        gate = asyncio.Semaphore(MAX_CONCURRENT_RESTORES)
-        await asyncio.gather(*(self._take_up(row, gate) for row in reply.rows))
-        if reply.rows:
-            self.logger.info("instances_claimed", count=len(reply.rows))
-            await self._read_inboxes([])
-        return len(reply.rows) == CLAIM_ROWS
-
-    async def _adopt(self) -> None:
-        """Take up what the store says is ours and we do not drive: the answer to a claim may have been lost."""
-        cursor: str | None = None
-        try:
-            while True:
-                reply = await self.mesh.request(
-                    contracts.INSTANCE_LIST.id,
-                    contracts.InstanceListRequest(owner=self.owner, statuses=list(OPEN), cursor=cursor),
-                    reply_type=contracts.InstanceListReply,
-                    patience_seconds=STORE_PATIENCE_SECONDS,
-                    resend=True,
-                )
-                gate = asyncio.Semaphore(MAX_CONCURRENT_RESTORES)
-                await asyncio.gather(*(self._take_up(row, gate) for row in reply.rows))
-                cursor = reply.next_cursor
-                if cursor is None:
-                    return
-        except AmpError as error:
-            self.logger.warning("own_instances_not_read", code=error.code, reason=error.message)
-
-    async def _take_up(self, row: contracts.InstanceRow, gate: asyncio.Semaphore) -> None:
-        """Rebuild a claimed instance and drive it. One that cannot be rebuilt hinders no other."""
+        One whose history cannot be replayed is left alone and hinders no other.
+        """
         if row.instance_id in self._drivers:
-            return
-        async with gate:
-            try:
-                plan, instance = await self._rebuild(row)
-            except (AmpError, ValueError, msgspec.ValidationError) as error:
-                self.logger.error("instance_not_rebuilt", instance_id=row.instance_id, reason=str(error))
-                return
-        if instance.status.is_final or row.instance_id in self._drivers:
-            return
-        driver = self._new_driver(plan, instance, epoch=row.epoch)
-        self._drivers[instance.id] = driver
-        self._note_slot(driver)
-        driver.restore()
-        self._admit_next()
-
-    async def _rebuild(self, row: contracts.InstanceRow) -> tuple[Plan, Instance]:
-        plan = await self.catalog.by_hash(row.definition_hash)
-        events = await self._events_of(row.instance_id)
-        return plan, machine.replay(plan, row.instance_id, events)
-
-    async def _events_of(self, instance_id: str) -> list[ev.Event]:
-        found: list[ev.Event] = []
-        after, end = 0, False
-        while not end:
-            page = await self.mesh.request(
-                contracts.LOG_READ.id,
-                contracts.LogReadRequest(instance_id=instance_id, after=after, limit=LOG_PAGE_EVENTS),
-                reply_type=contracts.LogReadReply,
-                patience_seconds=STORE_PATIENCE_SECONDS,
-                resend=True,
-            )
-            found.extend(ev.decode(record.data) for record in page.events)
-            after, end = page.next, page.end
-        return found
+            return True
+        try:
+            plan, instance = await self._histories.rebuild(row)
+        except AmpError as error:
+            self.logger.warning("instance_not_read", instance_id=row.instance_id, code=error.code)
+            return False
+        except UNREADABLE as error:
+            self.logger.error("instance_not_rebuilt", instance_id=row.instance_id, reason=str(error))
+            return True
+        if not instance.status.is_final and row.instance_id not in self._drivers and not self._draining:
+            driver = self._new_driver(plan, instance, epoch=row.epoch)
+            self._drivers[instance.id] = driver
+            self._note_slot(driver)
+            driver.restore()
+            self._admit_next()
+        return True
 
     def _new_driver(self, plan: Plan, instance: Instance, *, epoch: int) -> Driver:
         return Driver(
@@ -403,6 +313,10 @@ class WorkflowEngine(Agent):
         instance_id = str(event.data.get("instance_id", ""))
         if instance_id in self._drivers:
             await self._read_inboxes([instance_id])
+
+    async def _read_all_inboxes(self) -> None:
+        """Read every inbox, in case a hint was lost."""
+        await self._read_inboxes([])
 
     async def _read_inboxes(self, instance_ids: list[str]) -> None:
         """Post what lies in the inboxes of our instances; each entry leaves its inbox with the facts it causes."""
@@ -511,7 +425,7 @@ class WorkflowEngine(Agent):
         return StartedInstance(instance.id, instance.status.value, instance.workflow_id, created=False)
 
     async def _existing(self, instance_id: str) -> StartedInstance:
-        row = await self._row(instance_id)
+        row = await self._histories.row(instance_id)
         return StartedInstance(instance_id, row.status.value, row.workflow_id, created=False)
 
     async def get_status(self, instance_id: str) -> contracts.WorkflowStatus:
@@ -531,19 +445,7 @@ class WorkflowEngine(Agent):
             return driver.plan, driver.committed
         if instance_id in self._recent:
             return self._recent[instance_id]
-        return await self._rebuild(await self._row(instance_id))
-
-    async def _row(self, instance_id: str) -> contracts.InstanceRow:
-        reply = await self.mesh.request(
-            contracts.INSTANCE_GET.id,
-            contracts.InstanceGetRequest(instance_id=instance_id),
-            reply_type=contracts.InstanceGetReply,
-            patience_seconds=STORE_PATIENCE_SECONDS,
-            resend=True,
-        )
-        if reply.row is None:
-            raise InstanceNotFound(f"there is no instance {instance_id!r}", {"instance_id": instance_id})
-        return reply.row
+        return await self._histories.rebuild(await self._histories.row(instance_id))
 
     async def pause_workflow(
         self, instance_id: str, *, reason: str = "", duration: float | None = None
