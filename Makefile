@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PARALLEL ?= -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench format clean distclean
@@ -18,7 +19,7 @@ run: $(VENV)/.runtime ## Start everything, run the hello-world workflow, stay up
 
 test: $(VENV)/.dev ## Run all tests
 	@$(BIN)/python -m web.vendor || echo "tests of the dashboard's pages will be skipped" >&2
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.dev ## Lint, format check, types, import contracts
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ async def test_second_executor_takes_a_free_port_and_the_next_name_and_says_so(t
         processes.environment["AMP_TASK_EXECUTOR__PORT"] = str(first["port"])
         command = processes.running["task_executor"].args
         assert isinstance(command, list)
-        processes._start("second", command[:3])
+        processes.launch("second", command[:3])
         (taken,) = await lines(processes, "second", "health_port_taken")
         (named,) = await lines(processes, "second", "agent_id_taken")
         said = processes.log_of("second")

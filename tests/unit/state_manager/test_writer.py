@@ -190,10 +190,10 @@ async def test_queue_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
 
 async def test_checkpoint_follows_many_commits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "CHECKPOINT_COMMITS", 5)
-    for value in range(12):
+    for value in range(40):  # busy: it waits for a quiet moment, but not beyond four times as many commits
         await bench.insert(value)
     await bench.writer.stop()
-    assert bench.disk.statements.count("PRAGMA wal_checkpoint(PASSIVE)") == 2
+    assert 2 <= bench.disk.statements.count("PRAGMA wal_checkpoint(PASSIVE)") <= 8
 
 
 async def test_failed_sync_of_a_checkpoint_loses_the_store(
@@ -201,13 +201,15 @@ async def test_failed_sync_of_a_checkpoint_loses_the_store(
 ) -> None:
     monkeypatch.setattr(writer_module, "CHECKPOINT_COMMITS", 1)
     bench.disk.failing = {"PRAGMA": "SQLITE_IOERR_FSYNC"}
-    await bench.insert(1)
+    told: list[int] = []
     with pytest.raises((StoreLost, StoreFailed)):
-        await bench.insert(2)
+        for value in range(10):
+            await bench.insert(value)
+            told.append(value)
     await bench.writer.stop()
     await asyncio.sleep(0)
     assert [type(lost) for lost in bench.lost] == [StoreLost]
-    assert bench.stored() == [1]
+    assert bench.stored() == told
 
 
 async def test_cancelled_caller_harms_nobody(bench: Bench) -> None:
