@@ -248,6 +248,8 @@ async def test_the_data_pipeline_delivers_to_files_and_warehouse(tmp_path: Path)
         assert len(customers) == 11
         assert {customer["segment"] for customer in customers} == {"gold", "standard", "unknown"}
         assert json.loads((files / "quality_report.json").read_text("utf-8")) == outputs["quality_report"]
+        names = [Path(path).name for path in outputs["written_files"]]
+        assert names == ["customers.json", "quality_report.json"]
 
 
 async def test_the_data_pipeline_puts_poor_data_aside(tmp_path: Path) -> None:

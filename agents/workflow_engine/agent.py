@@ -87,7 +87,7 @@ class WorkflowEngine(Agent):
         embedded = settings is None
         if embedded and not structlog.is_configured() and not logging.getLogger().handlers:
             runtime_logging.configure(
-                LoggingSettings(level="WARNING"), role=self.section_name, stream=sys.stderr
+                LoggingSettings(level="ERROR"), role=self.section_name, stream=sys.stderr
             )
         super().__init__(
             settings or load_settings(),
