@@ -390,7 +390,7 @@ class WorkflowEngine(Agent):
         """
         plan = await self.catalog.newest(workflow_id)
         try:
-            ready = prepare_inputs(plan.input_schema, dict(inputs or {}))
+            ready = await self._checked_inputs(plan, dict(inputs or {}))
         except InputError as error:
             problems = [msgspec.to_builtins(problem) for problem in error.problems]
             raise InvalidInputs(str(error), {"problems": problems}) from None
@@ -420,6 +420,12 @@ class WorkflowEngine(Agent):
         self._started.inc()
         self.logger.info("instance_started", instance_id=name, workflow_id=workflow_id)
         return StartedInstance(name, driver.committed.status.value, workflow_id)
+
+    async def _checked_inputs(self, plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs with their defaults. A schema may be slow to apply, so that is done off the loop."""
+        if plan.input_schema is None:
+            return prepare_inputs(None, inputs)
+        return await asyncio.to_thread(prepare_inputs, plan.input_schema, inputs)
 
     def _known(self, instance: Instance) -> StartedInstance:
         return StartedInstance(instance.id, instance.status.value, instance.workflow_id, created=False)

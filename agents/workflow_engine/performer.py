@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from random import Random
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -24,8 +25,9 @@ from orchestration.outputs import map_outputs
 from runtime.clock import Clock
 from runtime.settings import WorkflowEngineSettings
 
-MAX_DISPATCHES_IN_FLIGHT = 2000
-"""Most attempts of one engine that are on the mesh at once; more wait here."""
+MAX_DISPATCHES_IN_FLIGHT = 1000
+"""Most attempts of one engine that are on the mesh at once for one capability; more wait here. What nobody offers
+keeps no place from what somebody does."""
 ANSWER_GRACE_SECONDS = 5.0
 """An executor ends an attempt at its time limit by itself; the engine waits this much longer."""
 QUESTION_RETRY_SECONDS = 1.0
@@ -59,7 +61,7 @@ class MeshPerformer:
         self._random = random
         self._spawn = spawn
         self._count_dispatch = count_dispatch
-        self._slots = asyncio.Semaphore(MAX_DISPATCHES_IN_FLIGHT)
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def perform(self, driver: Driver, command: cmd.Command) -> None:
         """Begin to perform a command; its outcome is posted to the driver."""
@@ -80,7 +82,7 @@ class MeshPerformer:
 
     async def _dispatch(self, driver: Driver, command: cmd.Dispatch) -> None:
         task = driver.plan.tasks[command.task_id]
-        async with self._slots:
+        async with self._slots.setdefault(task.capability, asyncio.Semaphore(MAX_DISPATCHES_IN_FLIGHT)):
             self._count_dispatch(task.capability)
             try:
                 stimulus = await self._attempt(driver, task, command)
