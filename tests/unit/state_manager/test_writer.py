@@ -202,10 +202,14 @@ async def test_failed_sync_of_a_checkpoint_loses_the_store(
     monkeypatch.setattr(writer_module, "CHECKPOINT_COMMITS", 1)
     bench.disk.failing = {"PRAGMA": "SQLITE_IOERR_FSYNC"}
     told: list[int] = []
-    with pytest.raises((StoreLost, StoreFailed)):
+
+    async def insert_until_it_fails() -> None:
         for value in range(10):
             await bench.insert(value)
             told.append(value)
+
+    with pytest.raises((StoreLost, StoreFailed)):
+        await insert_until_it_fails()
     await bench.writer.stop()
     await asyncio.sleep(0)
     assert [type(lost) for lost in bench.lost] == [StoreLost]
