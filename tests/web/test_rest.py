@@ -107,6 +107,15 @@ async def test_events_continue_after_a_seq(http: aiohttp.ClientSession, mesh: Fa
         page = await response.json()
     assert [event["seq"] for event in page["items"]] == [3, 4]
     assert (page["next_after_seq"], page["end"]) == (4, False)
+    assert page["items"][0] == {
+        "id": "ins_1/3",
+        "seq": 3,
+        "workflow_instance_id": "ins_1",
+        "task_id": None,
+        "event_type": "workflow.paused",
+        "timestamp": page["items"][0]["timestamp"],
+        "data": {},
+    }
 
 
 async def test_cut_values_are_whole_at_the_task(http: aiohttp.ClientSession, mesh: FakeMesh) -> None:

@@ -127,10 +127,12 @@ class Instances:
         return await self._backend.ask(contracts.LOG_READ, request, contracts.LogReadReply)
 
     async def events(self, instance_id: str, *, after: int, limit: int) -> dict[str, Any]:
-        """Return a page of events as they may be shown: {items, next_after_seq, end}."""
+        """Return a page of event records as they may be shown: {items, next_after_seq, end}."""
         view = await self.view(instance_id)
         reply = await self.read_log(instance_id, after=after, limit=limit)
-        items = [values.shown(decode(record), view.secrets) for record in reply.events]
+        items = [
+            event_record(instance_id, values.shown(decode(event), view.secrets)) for event in reply.events
+        ]
         return {"items": items, "next_after_seq": items[-1]["seq"] if items else after, "end": reply.end}
 
     async def task_values(self, instance_id: str, task_id: str) -> dict[str, Any]:
@@ -163,6 +165,22 @@ def decode(record: contracts.EventRecord) -> dict[str, Any]:
     event["type"] = record.type
     event.setdefault("at", record.at.isoformat())
     return event
+
+
+_RECORD_FIELDS = frozenset({"seq", "type", "at", "task_id"})
+
+
+def event_record(instance_id: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event as the audit trail's clients know it; `data` holds the event's own fields."""
+    return {
+        "id": f"{instance_id}/{event['seq']}",
+        "seq": event["seq"],
+        "workflow_instance_id": instance_id,
+        "task_id": event.get("task_id"),
+        "event_type": event["type"],
+        "timestamp": event["at"],
+        "data": {key: value for key, value in event.items() if key not in _RECORD_FIELDS},
+    }
 
 
 def row_document(row: contracts.InstanceRow) -> dict[str, Any]:

@@ -41,6 +41,15 @@ const Line = ({ event, tasks, onSelect }) => {
   </li>`;
 };
 
+/** An event record of the REST API in the shape of the live channel. */
+const flat = ({ seq, event_type, timestamp, task_id, data }) => ({
+  ...data,
+  seq,
+  type: event_type,
+  at: timestamp,
+  ...(task_id === null ? {} : { task_id }),
+});
+
 /** @param {{live: {current: object[]}}} props `live` holds the events that came since the page opened */
 export const Events = ({ id, seq, live, tasks, onSelect }) => {
   const [page, setPage] = useState({ items: [], end: false, loaded: false });
@@ -49,7 +58,8 @@ export const Events = ({ id, seq, live, tasks, onSelect }) => {
     try {
       const next = await get(`api/instances/${encodeURIComponent(id)}/events?after_seq=${after}&limit=${PAGE}`);
       setError(null);
-      setPage((before) => ({ items: after === 0 ? next.items : [...before.items, ...next.items], end: next.end, loaded: true }));
+      const items = next.items.map(flat);
+      setPage((before) => ({ items: after === 0 ? items : [...before.items, ...items], end: next.end, loaded: true }));
     } catch (failure) {
       setError(failure);
     }
