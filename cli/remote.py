@@ -96,9 +96,9 @@ async def _past_and_present(server: Server, instance_id: str, seq: int) -> Async
     """Yield the events after `seq`: first those that happened, a page at a time, then those that happen."""
     while True:
         page = await server.get("api", "instances", instance_id, "events", after_seq=seq, limit=PAGE_EVENTS)
-        for event in page["items"]:
-            seq = int(event["seq"])
-            yield event
+        for record in page["items"]:
+            seq = int(record["seq"])
+            yield _flat(record)
         if page["end"] or not page["items"]:
             break
     async for frame in _frames(server, instance_id, seq):
@@ -135,6 +135,12 @@ async def _frames(server: Server, instance_id: str, after: int) -> AsyncIterator
                     )
                 case _:
                     yield frame
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event record of the pages in the shape of the live channel."""
+    event = {**record["data"], "seq": record["seq"], "type": record["event_type"], "at": record["timestamp"]}
+    return event if record["task_id"] is None else {**event, "task_id": record["task_id"]}
 
 
 def _events_of(frame: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,8 +15,9 @@ from cli.http import Server
 from cli.progress import Progress
 from cli.remote import RemoteRunner, watch
 from cli.run import Job, Outcome
+from web.server.instances import event_record
 
-EVENTS = [
+EVENTS: list[dict[str, Any]] = [
     {"seq": 1, "type": "workflow.started", "at": "2026-01-01T00:00:00Z"},
     {"seq": 2, "type": "task.started", "at": "2026-01-01T00:00:00Z", "task_id": "a", "attempt": 1},
     {"seq": 3, "type": "task.completed", "at": "2026-01-01T00:00:01Z", "task_id": "a"},
@@ -78,7 +79,8 @@ class Dashboard:
     async def get_events(self, request: web.Request) -> web.Response:
         after = int(request.query["after_seq"])
         items = [event for event in EVENTS[: self.past] if int(str(event["seq"])) > after][:2]
-        return web.json_response({"items": items, "end": after + len(items) >= self.past})
+        records = [event_record("ins_1", event) for event in items]
+        return web.json_response({"items": records, "end": after + len(items) >= self.past})
 
     async def live(self, request: web.Request) -> web.WebSocketResponse:
         self.connections += 1
