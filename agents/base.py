@@ -122,11 +122,16 @@ class Agent:
     # --- what it gets ----------------------------------------------------------------------------------
 
     def offer(self, contract: Contract, handler: Handler, *, raw: bool = False) -> Offer:
-        """Return an offer of a contract.
+        """Return an offer of a contract. Every log line of the handler carries the request's id.
 
         Args:
             raw: The handler takes the parameters as they came, unchecked: it fills templates first.
         """
+
+        async def handle(incoming: Incoming) -> object:
+            with runtime_logging.log_context(correlation_id=incoming.message.id):
+                return await handler(incoming)
+
         return Offer(
             capability=Capability(
                 id=contract.id,
@@ -136,7 +141,7 @@ class Agent:
                 output_schema=schema_of(contract.reply),
                 constraints={"credit": 0} if contract.free else {},
             ),
-            handler=handler,
+            handler=handle,
             parameters_type=None if raw else contract.request,
             check_input=not raw,
         )

@@ -14,10 +14,8 @@ from cli.errors import CommandError, ExitCode
 from cli.source import read_source
 from orchestration.definition.document import MAX_TEXT_BYTES
 from orchestration.definition.errors import DefinitionError, Problem
-from orchestration.definition.models import WorkflowDefinition
 from orchestration.definition.parse import format_of, parse_text
-
-SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+from orchestration.definition.published import definition_schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +65,7 @@ def check_file(file: str) -> Checked:
 
 def print_schema() -> None:
     """Write the JSON Schema of definitions to standard output."""
-    schema = {"$schema": SCHEMA_DIALECT, **WorkflowDefinition.model_json_schema()}
-    sys.stdout.write(json.dumps(schema, indent=2) + "\n")
+    sys.stdout.write(json.dumps(definition_schema(), indent=2) + "\n")
 
 
 def _write(one: Checked, *, strict: bool) -> None:

@@ -198,12 +198,6 @@ class LogReadReply(Wire, frozen=True, kw_only=True):
     end: bool
 
 
-class LogAdvanced(Wire, frozen=True, kw_only=True):
-    """Data of the event `log.advanced`: the newest committed offset. A hint that may be lost."""
-
-    offset: int
-
-
 class InboxPutRequest(Wire, frozen=True, kw_only=True):
     """Something that happens to an instance from outside. The same `dedupe_key` is stored once.
 
@@ -1347,6 +1341,7 @@ RENDERS_TEMPLATES = frozenset(
 has the parameters filled first (`template-render`)."""
 
 EVENT_LOG_ADVANCED = "log.advanced"
+"""Hint {offset}: the newest committed offset."""
 EVENT_INBOX_FILLED = "inbox.filled"
 """Hint {instance_id, owner}: something lies in the inbox of an instance."""
 EVENT_INSTANCES_CLAIMABLE = "instances.claimable"

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from agents.task_executor import TaskExecutor
 from agents.workflow_engine import WorkflowEngine
@@ -96,6 +98,17 @@ async def test_a_failed_task_asks_the_error_handler_and_fails_the_instance(tmp_p
     handled = [record for record in log.events if record.type == "error.handled"]
     assert len(handled) == 1
     assert b'"decided_by":"workflow-engine"' not in bytes(handled[0].data)
+
+
+async def test_a_log_line_about_a_task_says_which_task_of_which_instance(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path) as mesh:
+        await mesh.define(workflow(transform("broken", "1 / 0")))
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            instance_id = await mesh.start("flow")
+            await mesh.until(instance_id)
+    (line,) = [line for line in lines if line["event"] == "task_failed"]
+    assert (line["instance_id"], line["task_id"], line["attempt"]) == (instance_id, "broken", 1)
+    assert line["correlation_id"] == f"{instance_id}/broken/1"
 
 
 async def test_on_error_skip_lets_the_workflow_complete(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -24,7 +23,7 @@ from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.registry import Services, task_handlers
 from agents.task_executor.handover import Handover
 from agents.task_executor.http_client import HttpClient
-from agents.task_executor.places import own_ports
+from agents.task_executor.places import files_root, own_ports
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
@@ -32,6 +31,7 @@ from orchestration import contracts, templates
 from orchestration.contracts import Attempt
 from orchestration.expressions.errors import DataError
 from runtime.errors import RuntimeFault
+from runtime.logging import log_context
 from runtime.settings import Settings, TaskExecutorSettings
 
 MAX_CANCELLED_TOKENS = 10_000
@@ -58,7 +58,7 @@ class TaskExecutor(Agent):
             self._section.custom_handlers_module, self._section.custom_handlers_path
         )
         files = FileRoot(
-            Path(settings.data_dir) / self._section.files.root,
+            files_root(settings),
             max_file_bytes=self._section.files.max_file_bytes,
         )
         self._services = Services(
@@ -215,7 +215,10 @@ class TaskExecutor(Agent):
         try:
             if attempt.token in self._cancelled:
                 raise TaskCancelled("the attempt was cancelled before it began")
-            ending = await self._measured(capability, self._execution.enveloped(work))
+            with log_context(
+                instance_id=attempt.workflow_instance_id, task_id=attempt.task_id, attempt=attempt.attempt
+            ):
+                ending = await self._measured(capability, self._execution.enveloped(work))
         except AmpError as error:
             ending = error
         except asyncio.CancelledError:

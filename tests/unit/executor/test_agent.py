@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import msgspec
@@ -589,6 +590,8 @@ def test_files_root_that_holds_the_products_data_is_refused(tmp_path: Path, root
     )
     with pytest.raises(SettingsError, match="holds the data folder"):
         files_root(settings)
+    with pytest.raises(SettingsError, match="holds the data folder"):
+        TaskExecutor(settings)
 
 
 def test_files_root_is_below_the_data_folder_by_default(tmp_path: Path) -> None:
@@ -603,6 +606,7 @@ async def test_result_that_its_requester_gave_up_on_goes_to_the_inbox(tmp_path: 
         class Given:
             parameters: ClassVar[dict[str, Any]] = {"task_name": "wait"}
             context_raw = context
+            message = SimpleNamespace(id="m1")
 
         handling = asyncio.ensure_future(offer.handler(Given()))  # type: ignore[arg-type]
         await until(lambda: bool(mesh.module.calls))
