@@ -62,7 +62,8 @@ class Attempt(Wire, frozen=True, kw_only=True):
     """What an executor knows about the attempt it performs. It travels as the request payload's `context`.
 
     `variables` holds the values of the names that the task's templates use, and only those. `declared` lists the
-    names that are null when unset. `output_names` are the task's declared outputs, in order.
+    names that are null when unset. `output_names` are the task's declared outputs, in order. `heartbeat_seconds` is
+    how long the engine waits for a sign of life, 0 for ever.
     """
 
     token: str
@@ -73,6 +74,7 @@ class Attempt(Wire, frozen=True, kw_only=True):
     attempt: int
     timeout_seconds: float
     idempotency_key: str
+    heartbeat_seconds: float = 0.0
     effects: Effects | None = None
     variables: Object = {}
     declared: list[str] = []
@@ -306,6 +308,32 @@ class InstanceListReply(Wire, frozen=True, kw_only=True):
     counts: dict[str, int] = {}
 
 
+class OrphansRequest(Wire, frozen=True, kw_only=True):
+    """Which unfinished instances has nobody to wake them?"""
+
+    limit: Limit = 100
+
+
+class Orphan(Wire, frozen=True, kw_only=True):
+    """An unfinished instance that nothing will wake. `code`: no_owner, overdue or no_wake_reason."""
+
+    instance_id: str
+    workflow_id: str
+    status: InstanceStatus
+    code: str
+    reason: str
+    owner: str = ""
+    since: datetime | None = None
+
+
+class OrphansReply(Wire, frozen=True, kw_only=True):
+    """`count` is how many there are; `orphans` the first of them."""
+
+    count: int
+    orphans: list[Orphan]
+    checked_at: datetime
+
+
 class DefinitionRecord(Wire, frozen=True, kw_only=True):
     """A stored definition.
 
@@ -400,21 +428,31 @@ class WorkflowLoadRequest(Request, frozen=True, kw_only=True):
 
 
 class WorkflowStartRequest(Request, frozen=True, kw_only=True):
-    """Start an instance. The same `instance_id` starts only once."""
+    """Start an instance. The same `instance_id` starts only once.
+
+    `idempotency_key` names the start: the same key with the same request gives the same instance and answer, with
+    another request it is refused (`IDEMPOTENCY_KEY_REUSED`). Instead of `instance_id`, not beside it.
+    """
 
     workflow_id: str
     inputs: Object = {}
     instance_id: str | None = None
     trigger: str = "api"
+    idempotency_key: str = ""
 
 
 class WorkflowStarted(Wire, frozen=True, kw_only=True):
-    """`status` is the instance's: pending or running; what it has now when `instance_id` was used before."""
+    """`status` is the instance's: pending or running; what it has now when `instance_id` was used before.
+
+    `replayed` is true when an earlier start with the same idempotency key made the instance; all else is then as in
+    the first answer.
+    """
 
     instance_id: str
     status: str
     workflow_id: str = ""
     created: bool = True
+    replayed: bool = False
 
 
 class WorkflowControlRequest(Request, frozen=True, kw_only=True):
@@ -474,6 +512,68 @@ class TaskSkipRequest(Request, frozen=True, kw_only=True):
     workflow_instance_id: str
     task_id: str
     reason: str = ""
+
+
+class TaskCompleteRequest(Request, frozen=True, kw_only=True):
+    """Say that a task whose outcome is unknown did its work, and what it gave. (`task-retry` says it did not.)"""
+
+    workflow_instance_id: str
+    task_id: str
+    outputs: Object = {}
+    reason: str = ""
+
+
+class TaskBeat(Wire, frozen=True, kw_only=True):
+    """An attempt is alive. `progress` is what its handler told last."""
+
+    token: str
+    progress: Object = {}
+
+
+class TaskHeartbeatRequest(Wire, frozen=True, kw_only=True):
+    """The attempts of one engine that an executor is at work on."""
+
+    beats: list[TaskBeat]
+
+
+class TaskHeartbeatReply(Wire, frozen=True, kw_only=True):
+    """The tokens whose result is no longer wanted: the executor stops them."""
+
+    unwanted: list[str] = []
+
+
+class WorkflowWhyRequest(Request, frozen=True, kw_only=True):
+    """Why does an instance, or one task of it, not move?"""
+
+    instance_id: str
+    task_id: str = ""
+
+
+class Reason(Wire, frozen=True, kw_only=True):
+    """One thing that is waited for.
+
+    `code` is for programs, `sentence` for people. `task_id` is empty for the instance as a whole. `facts` are the
+    operands of the unmet condition, `held_by` who holds what is waited for, `unblocked_by` what ends the wait, and
+    `until` when it ends by itself at the latest.
+    """
+
+    code: str
+    sentence: str
+    task_id: str = ""
+    facts: Object = {}
+    held_by: str = ""
+    unblocked_by: str = ""
+    until: datetime | None = None
+
+
+class WorkflowWhy(Wire, frozen=True, kw_only=True):
+    """`summary` is one sentence; `reasons` has at least one entry while the instance is not final."""
+
+    instance_id: str
+    status: str
+    summary: str
+    reasons: list[Reason]
+    as_of: datetime
 
 
 class TaskControlled(Wire, frozen=True, kw_only=True):
@@ -643,6 +743,18 @@ class TaskCancelReply(Wire, frozen=True, kw_only=True):
     """`found` is false when the executor does not have that attempt (any more)."""
 
     found: bool
+
+
+class TaskSettledRequest(Wire, frozen=True, kw_only=True):
+    """The results of these attempts are in the log (or will never be wanted): the executor need not keep them."""
+
+    tokens: list[str]
+
+
+class TaskSettledReply(Wire, frozen=True, kw_only=True):
+    """How many of them were still kept."""
+
+    removed: int
 
 
 # --- state manager, public ----------------------------------------------------------------------------------
@@ -1239,6 +1351,15 @@ WORKFLOW_STATUS = _public(
 WORKFLOW_LIST = _public("workflow-list", WorkflowListRequest, WorkflowList, "The stored workflows")
 TASK_RETRY = _public("task-retry", TaskRetryRequest, TaskControlled, "Run a failed task again", free=True)
 TASK_SKIP = _public("task-skip", TaskSkipRequest, TaskControlled, "Skip a task", free=True)
+TASK_COMPLETE = _internal(
+    "task-complete", TaskCompleteRequest, TaskControlled, "Say what a task of unknown outcome gave", free=True
+)
+TASK_HEARTBEAT = _internal(
+    "task-heartbeat", TaskHeartbeatRequest, TaskHeartbeatReply, "Say that attempts are alive", free=True
+)
+WORKFLOW_WHY = _internal(
+    "workflow-why", WorkflowWhyRequest, WorkflowWhy, "Why an instance does not move", free=True
+)
 
 TASK_EXECUTE = _public("task-execute", TaskExecuteRequest, TaskResult, "Run a task of any known type")
 TASK_API_CALL = _public("task-api-call", ApiCallRequest, ApiCallReply, "Make HTTP requests")
@@ -1252,6 +1373,9 @@ TASK_FILE_OPERATION = _public(
     "task-file-operation", FileOperationRequest, FileOperationReply, "Work on files below the root"
 )
 TEMPLATE_RENDER = _internal("template-render", TemplateRenderRequest, TemplateRenderReply, "Fill templates")
+TASK_SETTLED = _internal(
+    "task-settled", TaskSettledRequest, TaskSettledReply, "Say that results are recorded", free=True
+)
 TASK_CANCEL = _internal("task-cancel", TaskCancelRequest, TaskCancelReply, "Stop an attempt", free=True)
 
 STATE_GET = _public("state-get", StateGetRequest, StateGetReply, "Read a state")
@@ -1279,6 +1403,9 @@ ENGINE_LEASE = _internal("engine-lease", LeaseRequest, LeaseReply, "Say that an 
 INSTANCE_CLAIM = _internal("instance-claim", ClaimRequest, ClaimReply, "Take over instances without an owner")
 INSTANCE_GET = _internal("instance-get", InstanceGetRequest, InstanceGetReply, "One instance's row")
 INSTANCE_LIST = _internal("instance-list", InstanceListRequest, InstanceListReply, "Instances' rows")
+INSTANCE_ORPHANS = _internal(
+    "instance-orphans", OrphansRequest, OrphansReply, "Instances that nothing will wake", free=True
+)
 DEFINITION_PUT = _internal("definition-put", DefinitionPutRequest, DefinitionPutReply, "Store a definition")
 DEFINITION_GET = _internal("definition-get", DefinitionGetRequest, DefinitionGetReply, "Read a definition")
 DEFINITION_LIST = _internal("definition-list", DefinitionListRequest, DefinitionListReply, "Read definitions")

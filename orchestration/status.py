@@ -26,6 +26,7 @@ class TaskStatus(StrEnum):
     READY = "ready"
     RUNNING = "running"
     RETRYING = "retrying"
+    OUTCOME_UNKNOWN = "outcome_unknown"
     COMPLETED = "completed"
     FAILED = "failed"
     SKIPPED = "skipped"
