@@ -261,8 +261,15 @@ def _attempt_vanished(turn: _Turn, stimulus: st.AttemptVanished) -> None:
         message = f"{run.losses + 1} agents disappeared while they had this task; it is not tried again"
         error = ErrorInfo(code="POISON_TASK", message=message, retryable=False)
         _attempt_failed(turn, turn.draft.runs[run.task_id], error, jitter=0.0)
-    else:
+    elif turn.draft.status is InstanceStatus.RUNNING:
         _start_attempt(turn, run.task_id)
+    else:
+        _retry(
+            turn,
+            turn.draft.runs[run.task_id],
+            turn.at,
+            "its agent was lost; again when the instance is resumed",
+        )
 
 
 def _recovery_answer(turn: _Turn, stimulus: st.RecoveryAnswer) -> None:

@@ -12,6 +12,7 @@ from orchestration.commands import AskCondition, AskRecovery, Dispatch
 from orchestration.contracts import ErrorInfo
 from orchestration.definition.plan import Condition, OnError, Plan, TaskPlan
 from orchestration.instance import Instance
+from orchestration.invariants import check_history
 from orchestration.retry import RetryPolicy, RetryStrategy
 from orchestration.status import Effects, RecoveryAction, Severity
 
@@ -98,12 +99,13 @@ class Play:
         self.commands = list(step.commands)
 
     def send(self, stimulus: st.AnyStimulus) -> machine.Step:
-        """Let something reach the instance; check that the facts alone rebuild it."""
+        """Let something reach the instance; check that the facts alone rebuild it and break no invariant."""
         step = machine.advance(self.plan, self.instance, stimulus)
         self.instance = step.instance
         self.events.extend(step.events)
         self.commands.extend(step.commands)
         assert machine.replay(self.plan, self.instance.id, self.events) == self.instance
+        assert check_history(self.plan, self.instance.id, self.events) == []
         return step
 
     def later(self, seconds: float) -> datetime:
