@@ -301,11 +301,10 @@ def test_a_lost_attempt_that_may_be_repeated_is_dispatched_again_at_once(effects
     assert play.instance.status is InstanceStatus.COMPLETED
 
 
-@pytest.mark.parametrize("effects", [Effects.ONCE, Effects.IRREVERSIBLE])
 def test_an_attempt_lost_during_a_pause_is_dispatched_again_on_resume() -> None:
     play = Play(make_plan(make_task("a")))
     play.send(st.PauseOrder(at=play.later(1)))
-    play.send(st.AttemptVanished(at=play.later(1), task_id="a", token=play.token("a")))
+    vanish(play, "a")
     assert play.dispatched() == ["a"]
     assert play.instance.runs["a"].status is TaskStatus.RETRYING
     play.send(st.ResumeOrder(at=play.later(1)))
@@ -313,6 +312,7 @@ def test_an_attempt_lost_during_a_pause_is_dispatched_again_on_resume() -> None:
     assert play.instance.runs["a"].attempt == 2
 
 
+@pytest.mark.parametrize("effects", [Effects.ONCE, Effects.IRREVERSIBLE])
 def test_a_lost_attempt_that_must_not_be_repeated_is_an_unknown_outcome(effects: Effects) -> None:
     play = Play(make_plan(make_task("a", effects=effects, retry=TWICE)))
     vanish(play, "a")
