@@ -382,6 +382,17 @@ class MeshClient:
         result = cast("dict[str, Any]", answer_of(reply, object).result)
         return cast("list[dict[str, Any]]", result["agents"])
 
+    async def traffic(
+        self, *, capabilities: Sequence[str] = (), requests: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return who could take requests for these capabilities, and where these requests of ours are.
+
+        The shapes are those of `amp.traffic.traffic`. A request that the router does not know is left out.
+        """
+        query = {"capabilities": list(capabilities), "requests": list(requests)}
+        reply = await self._registry("traffic", query)
+        return cast("dict[str, Any]", answer_of(reply, object).result)
+
     async def _registry(
         self, operation: str, payload: Mapping[str, Any], *, timeout_seconds: float = REGISTRY_TIMEOUT_SECONDS
     ) -> Message:

@@ -17,6 +17,7 @@ from amp.envelope import PROTOCOL, REGISTRY_ID, Destination, Envelope, Message, 
 from amp.errors import AgentNotFound, AuthenticationFailed, CapabilityNotFound, InvalidParameters
 from amp.registry import Registry, number
 from amp.session import INVOKE, MAX_SUBSCRIPTIONS, CapabilityRecord, Session, parse_registration
+from amp.traffic import TrafficQuery, traffic
 
 if TYPE_CHECKING:
     from amp.routing import Routing
@@ -36,6 +37,7 @@ _OPERATIONS: Mapping[str, str] = {
     "negotiation": "negotiation",
     "capability_check": "negotiation",
     "versions": "versions",
+    "traffic": "traffic",
 }
 _BY_KEY = (
     ("agent", "registration"),
@@ -95,6 +97,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
 
 _BODY = msgspec.json.Decoder(_Body)
 _QUERY = msgspec.json.Decoder(Query)
+_TRAFFIC = msgspec.json.Decoder(TrafficQuery)
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -151,6 +154,8 @@ def answer(
         result = {"agents": search(routing.registry, _query(body))}
     elif operation == "negotiation":
         result = negotiate(routing.registry, _decode(body).requirements, None, at)
+    elif operation == "traffic":
+        result = traffic(routing, session, _traffic_query(body))
     else:
         result = _versions(routing.registry, _decode(body))
     return [*actions, _reply(session, message, result)]
@@ -205,6 +210,13 @@ def _query(body: bytes) -> Query:
         return query
     try:
         return _QUERY.decode(body)
+    except msgspec.DecodeError as error:
+        raise InvalidParameters(f"the query is not valid: {str(error)[:MAX_REASON_CHARACTERS]}") from None
+
+
+def _traffic_query(body: bytes) -> TrafficQuery:
+    try:
+        return _TRAFFIC.decode(body)
     except msgspec.DecodeError as error:
         raise InvalidParameters(f"the query is not valid: {str(error)[:MAX_REASON_CHARACTERS]}") from None
 

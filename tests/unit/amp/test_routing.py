@@ -467,6 +467,33 @@ def test_discovery_finds_who_fits(mesh: Mesh, query: dict[str, Any], expected: l
         assert [each for each in found if each != "asker" or "asker" in expected] == expected
 
 
+def ask_traffic(mesh: Mesh, asker: Session, name: str, **query: Any) -> Any:
+    (tell,) = mesh.send(asker, make_envelope(name, payload=query, to="registry", capability="traffic"))
+    assert isinstance(tell, Tell)
+    assert not isinstance(tell.payload, AmpError)
+    return tell.payload["result"]
+
+
+def test_traffic_tells_a_requester_where_its_requests_are(mesh: Mesh) -> None:
+    mesh.register("cutter", "cut", max_in_flight=1)
+    asker, other = mesh.register("asker"), mesh.register("other")
+    mesh.send(asker, make_envelope("asker", capability="cut", message_id="first"))
+    mesh.send(asker, make_envelope("asker", capability="cut", message_id="second"))
+    mesh.send(asker, make_envelope("asker", capability="cut", message_id="urgent", priority=9))
+    ids = ["first", "second", "urgent", "unknown"]
+    found = ask_traffic(mesh, asker, "asker", capabilities=["cut", "fly"], requests=ids)
+    assert found["capabilities"] == {
+        "cut": {"agents": [{"id": "cutter", "in_flight": 1, "max_in_flight": 1}], "queued": 2},
+        "fly": {"agents": [], "queued": 0},
+    }
+    assert found["requests"] == {
+        "first": {"state": "assigned", "agent_id": "cutter"},
+        "second": {"state": "queued", "place": 2, "of": 2},
+        "urgent": {"state": "queued", "place": 1, "of": 2},
+    }
+    assert ask_traffic(mesh, other, "other", requests=ids)["requests"] == {}
+
+
 @pytest.mark.parametrize(
     ("constraint", "preferred", "expected"),
     [
