@@ -16,6 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from agents.base import Agent
 from agents.condition_evaluator.answers import MAX_KEY_CHARACTERS, AnswerCache
 from agents.condition_evaluator.syntax import tree_of
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError, InvalidParameters
 from orchestration import conditions, contracts, templates
@@ -94,8 +95,10 @@ class ConditionEvaluator(Agent):
 
     async def evaluate_condition(self, incoming: Incoming) -> contracts.ConditionEvaluateReply | TaskResult:
         """Answer `condition-evaluate`. Asked plainly, a condition that fails is an answer; a task's fails the task."""
+        crash.reach("condition.evaluate.before")
         asked, attempt = self._question(incoming, contracts.ConditionEvaluateRequest)
         reply = await self._evaluate(asked, attempt, incoming.message.source.agent_id)
+        crash.reach("condition.evaluate.after")
         if attempt is None:
             return reply
         if not reply.details["evaluation_successful"]:

@@ -29,6 +29,7 @@ from agents.error_handler.history import (
 )
 from agents.error_handler.orders import RecoveryOrders
 from agents.log_reader import LogReader
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError, InvalidParameters
 from orchestration import contracts
@@ -132,6 +133,7 @@ class ErrorHandler(Agent):
 
     async def handle_error(self, incoming: Incoming) -> ErrorHandleReply:
         """Answer `error-handle`: choose a recovery and, when asked to, order it."""
+        crash.reach("error.verdict.before")
         request: contracts.ErrorHandleRequest = incoming.parameters
         error, context = self._question(request.error, request.context)
         is_question = not request.auto_recover and not request.escalate_immediately
@@ -156,6 +158,7 @@ class ErrorHandler(Agent):
             self._remember(error_id, error, context, request.context)
             reply = await self._carry_out(error_id, error, context, recovery)
         self._note_decision(error_id, error, context, reply)
+        crash.reach("error.verdict.after")
         return reply
 
     async def recover(self, incoming: Incoming) -> contracts.ErrorRecoverReply:
@@ -205,7 +208,11 @@ class ErrorHandler(Agent):
     async def circuit_breaker(self, incoming: Incoming) -> contracts.CircuitBreakerReply:
         """Answer `circuit-breaker`."""
         request: contracts.CircuitBreakerRequest = incoming.parameters
-        return self.breakers.operate(request.operation, request.resource_id, request.config, self.clock.now())
+        reply = self.breakers.operate(
+            request.operation, request.resource_id, request.config, self.clock.now()
+        )
+        crash.reach("error.breaker.changed")
+        return reply
 
     async def recovery_strategy(self, incoming: Incoming) -> contracts.RecoveryStrategyReply:
         """Answer `recovery-strategy`: what would be chosen. Nothing is recorded."""
@@ -341,6 +348,7 @@ class ErrorHandler(Agent):
         resource_id = record.error_details.get("resource_id")
         if isinstance(resource_id, str) and resource_id:
             self.breakers.failed(resource_id, record.timestamp)
+            crash.reach("error.breaker.changed")
         times = self._times[record.severity]
         times.append(record.timestamp)
         now = self.clock.now()

@@ -20,6 +20,7 @@ from agents.monitor_agent.answers import Answers
 from agents.monitor_agent.resources import Resources
 from agents.monitor_agent.roster import Roster
 from agents.monitor_agent.store import MonitorStore
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError, InsufficientResources, InvalidParameters
 from amp.subscriptions import Event
@@ -141,6 +142,7 @@ class MonitorAgent(Agent):
 
     async def _take_events(self, events: Sequence[EventRecord], offset: int) -> None:
         """Count a batch of events and save what changed together with the offset."""
+        crash.reach("monitor.page.read")
         async with self._saving:
             changes = fold(self.instances, events)
             raised = [self._raise(finding, at) for _, at, finding in changes.findings]
@@ -150,6 +152,7 @@ class MonitorAgent(Agent):
             except sqlite3.Error as error:
                 await self._go_back()
                 raise InsufficientResources(f"the monitor's store cannot be written: {error}") from None
+        crash.reach("monitor.page.after_commit")
         self._events.inc(len(events))
         for execution in changes.ended:
             self._executions.labels(execution.status).inc()
@@ -247,6 +250,7 @@ class MonitorAgent(Agent):
 
     async def _announce(self, alerts: Any) -> None:
         for alert in {alert.id: alert for alert in alerts}.values():
+            crash.reach("monitor.alert.raised")
             try:
                 await self.mesh.publish(
                     contracts.EVENT_ALERT_CHANGED,

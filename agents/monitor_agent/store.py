@@ -17,6 +17,7 @@ import aiosqlite
 import msgspec
 
 from agents.monitor_agent import statements as sql
+from amp import crash
 from orchestration.alerts import Alert
 from orchestration.reports import WorkflowTally
 from orchestration.tallies import BUCKET_SECONDS, Changes, Execution, OpenInstance, Tally
@@ -110,6 +111,7 @@ class MonitorStore:
             await db.executemany(sql.DELETE_ALERT, [(alert.id,) for alert in dropped_alerts])
             if cursor is not None:
                 await db.execute(sql.SET_META, (_CURSOR, cursor))
+                crash.reach("monitor.page.before_commit")
 
     async def _save_changes(self, db: aiosqlite.Connection, changes: Changes) -> None:
         await db.executemany(
