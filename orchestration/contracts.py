@@ -167,11 +167,12 @@ class AppendOutcome(Wire, frozen=True, kw_only=True):
     """`status` ok: stored, `seq` is the last event's. conflict: nothing stored, `seq` is what the store has.
 
     stale_owner: nothing stored, another engine owns the instance. refused: nothing stored, and the same batch never
-    will be: it breaks a bound that `reason` names.
+    will be: it breaks a bound that `reason` names. full: nothing stored, because the disk is (nearly) full and no new
+    instance is taken now; instances under way go on.
     """
 
     instance_id: str
-    status: Literal["ok", "conflict", "stale_owner", "refused"]
+    status: Literal["ok", "conflict", "stale_owner", "refused", "full"]
     seq: int
     offset: int = 0
     reason: str = ""
@@ -332,6 +333,21 @@ class OrphansReply(Wire, frozen=True, kw_only=True):
     count: int
     orphans: list[Orphan]
     checked_at: datetime
+
+
+class PurgeRequest(Wire, frozen=True, kw_only=True):
+    """Remove instances that ended more than so many days ago, with all that belongs to them. `dry_run`: only count."""
+
+    older_than_days: Annotated[float, msgspec.Meta(ge=1)]
+    dry_run: bool = False
+
+
+class PurgeReply(Wire, frozen=True, kw_only=True):
+    """How many instances and events were removed, or would be."""
+
+    instances: int
+    events: int
+    ended_before: datetime
 
 
 class DefinitionRecord(Wire, frozen=True, kw_only=True):
@@ -1406,6 +1422,7 @@ INSTANCE_LIST = _internal("instance-list", InstanceListRequest, InstanceListRepl
 INSTANCE_ORPHANS = _internal(
     "instance-orphans", OrphansRequest, OrphansReply, "Instances that nothing will wake", free=True
 )
+STATE_PURGE = _internal("state-purge", PurgeRequest, PurgeReply, "Remove instances that ended long ago")
 DEFINITION_PUT = _internal("definition-put", DefinitionPutRequest, DefinitionPutReply, "Store a definition")
 DEFINITION_GET = _internal("definition-get", DefinitionGetRequest, DefinitionGetReply, "Read a definition")
 DEFINITION_LIST = _internal("definition-list", DefinitionListRequest, DefinitionListReply, "Read definitions")
@@ -1471,6 +1488,8 @@ EVENT_LOG_ADVANCED = "log.advanced"
 """Hint {offset}: the newest committed offset."""
 EVENT_INBOX_FILLED = "inbox.filled"
 """Hint {instance_id, owner}: something lies in the inbox of an instance."""
+EVENT_INSTANCE_OVERDUE = "instance.overdue"
+"""Hint {instance_id, owner}: the time at which this instance was to be looked at is over."""
 EVENT_INSTANCES_CLAIMABLE = "instances.claimable"
 """Hint {}: unfinished instances have no live owner."""
 EVENT_AGENT_JOINED = "agent.joined"
