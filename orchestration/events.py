@@ -20,13 +20,19 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
 
 class InstanceStarted(Fact, frozen=True, kw_only=True, tag="workflow.started"):
-    """The first event: a workflow was started with these checked inputs, defaults filled in."""
+    """The first event: a workflow was started with these checked inputs, defaults filled in.
+
+    `request_hash` says what was asked for when the start had an idempotency key, `admitted` whether a slot was free
+    at once: with them a repeated start gets the first one's answer.
+    """
 
     workflow_id: str
     workflow_version: str
     definition_hash: str
     inputs: dict[str, Any]
     trigger: str = "api"
+    request_hash: str = ""
+    admitted: bool = False
 
 
 class InstanceAdmitted(Fact, frozen=True, kw_only=True, tag="workflow.admitted"):

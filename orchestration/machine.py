@@ -72,11 +72,13 @@ def start(
     *,
     at: datetime,
     trigger: str = "api",
+    request_hash: str = "",
     admit: bool = False,
 ) -> Step:
     """Return the first step of an instance. `inputs` are checked and have their defaults.
 
     Args:
+        request_hash: What was asked for, when the start may be repeated (see `orchestration.starts`).
         admit: Begin at once, because a slot is free; otherwise the instance is pending until `Admit`.
     """
     started = ev.InstanceStarted(
@@ -86,6 +88,8 @@ def start(
         definition_hash=plan.definition_hash,
         inputs=inputs,
         trigger=trigger,
+        request_hash=request_hash,
+        admitted=admit,
     )
     turn = _Turn(new_draft(plan, instance_id, started), at)
     turn.record(started)
