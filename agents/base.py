@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NoReturn
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
+from amp import crash
 from amp.capability import Capability, Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AgentIdInUse
@@ -291,6 +292,10 @@ def main(agent_class: type[Agent], arguments: list[str] | None = None) -> NoRetu
     parser.add_argument("--data-dir", help="folder for everything durable")
     parser.add_argument("--router-url", help="where the mesh router is")
     options = parser.parse_args(arguments)
+    try:
+        crash.arm_from_environment()
+    except ValueError as error:
+        parser.exit(EXIT_USAGE, f"{error}\n")
     try:
         settings = load_settings(options.config, overrides=_overrides(section, options))
     except SettingsError as error:

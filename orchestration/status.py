@@ -71,3 +71,5 @@ class Effects(StrEnum):
 
 _FINAL_INSTANCE = frozenset({InstanceStatus.COMPLETED, InstanceStatus.FAILED, InstanceStatus.CANCELLED})
 _FINAL_TASK = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.SKIPPED, TaskStatus.CANCELLED})
+UNREPEATABLE = frozenset({Effects.ONCE, Effects.IRREVERSIBLE})
+"""Effects that a second attempt must not repeat blindly."""

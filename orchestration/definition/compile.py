@@ -11,7 +11,7 @@ from orchestration.conditions.names import names_of
 from orchestration.definition.errors import DefinitionError, Problem, pointer
 from orchestration.definition.graph import dependents_of, order_tasks
 from orchestration.definition.models import ConditionConfig, OnErrorConfig, TaskDefinition, WorkflowDefinition
-from orchestration.definition.plan import Condition, OnError, Plan, TaskPlan
+from orchestration.definition.plan import SCHEDULE_TO_START_SECONDS, Condition, OnError, Plan, TaskPlan
 from orchestration.definition.tasks import capability_of, effects_of, retry_policy
 from orchestration.expressions.errors import DataError
 from orchestration.status import Effects, RecoveryAction
@@ -76,15 +76,18 @@ def compile_plan(
     """
     by_id = {task.id: task for task in definition.tasks}
     on_error = {task.id: _on_error(task, definition.on_error) for task in definition.tasks}
-    stands_in_for: dict[str, set[str]] = {}
-    for task_id, wish in on_error.items():
-        if wish.fallback:
-            stands_in_for.setdefault(wish.fallback, set()).add(task_id)
-    # A fallback follows the task it stands in for by its nature; waiting for that task's success would never end.
+    fallbacks = {wish.fallback for wish in on_error.values()}
+    called_by: dict[str, set[str]] = {}
+    for task in definition.tasks:
+        for called in (on_error[task.id].fallback, task.reconcile):
+            if called:
+                called_by.setdefault(called, set()).add(task.id)
+    # A task on call follows the one that calls for it by its nature; waiting for that one's success would never end.
     depends_on = {
-        task.id: tuple(name for name in task.depends_on if name not in stands_in_for.get(task.id, ()))
+        task.id: tuple(name for name in task.depends_on if name not in called_by.get(task.id, ()))
         for task in definition.tasks
     }
+    reconciles = {task.reconcile for task in definition.tasks}
     dependents = dependents_of(depends_on)
     tasks = {
         task_id: _task_plan(
@@ -93,7 +96,8 @@ def compile_plan(
             depends_on=depends_on[task_id],
             dependents=tuple(dependents[task_id]),
             on_error=on_error[task_id],
-            is_fallback=task_id in stands_in_for,
+            is_fallback=task_id in fallbacks,
+            is_reconcile=task_id in reconciles,
             timeout_seconds=task_timeout_seconds,
         )
         for task_id in order_tasks(depends_on).tasks
@@ -127,6 +131,7 @@ def _task_plan(
     dependents: tuple[str, ...],
     on_error: OnError,
     is_fallback: bool,
+    is_reconcile: bool,
     timeout_seconds: float,
 ) -> TaskPlan:
     capability = capability_of(task.type, task.capability)
@@ -151,6 +156,11 @@ def _task_plan(
         effects=effects,
         on_error=on_error,
         is_fallback=is_fallback,
+        is_reconcile=is_reconcile,
+        reconcile=task.reconcile or "",
+        schedule_to_start_seconds=task.schedule_to_start_seconds or SCHEDULE_TO_START_SECONDS,
+        heartbeat_seconds=task.heartbeat_seconds or 0.0,
+        total_timeout_seconds=task.total_timeout_seconds or 0.0,
         metadata=task.metadata,
     )
 

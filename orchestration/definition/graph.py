@@ -117,33 +117,33 @@ def ancestors_of(ordered: Sequence[str], depends_on: Edges) -> dict[str, int]:
     return before
 
 
-def unreachable_tasks(ordered: Sequence[str], depends_on: Edges, stands_in_for: Edges) -> list[str]:
+def unreachable_tasks(ordered: Sequence[str], depends_on: Edges, called_by: Edges) -> list[str]:
     """Return the tasks that can never run, in order.
 
-    A task that stands in for others runs only when one of them can; a task whose every dependency can never run
+    A task on call runs only when one that calls for it can; a task whose every dependency can never run
     is skipped with them.
 
     Args:
-        stands_in_for: For each fallback task the tasks that name it.
+        called_by: For each task on call (a fallback, a reconcile task) the tasks that name it.
     """
-    called_by: dict[str, list[str]] = {task_id: [] for task_id in ordered}
-    for task_id, users in stands_in_for.items():
+    calls: dict[str, list[str]] = {task_id: [] for task_id in ordered}
+    for task_id, users in called_by.items():
         for user in users:
-            called_by[user].append(task_id)
+            calls[user].append(task_id)
     waits_for = {
-        task_id: [name for name in names if name not in stands_in_for.get(task_id, ())]
+        task_id: [name for name in names if name not in called_by.get(task_id, ())]
         for task_id, names in depends_on.items()
     }
     feeds = dependents_of(waits_for)
     fed = {task_id for task_id in ordered if not waits_for[task_id]}
-    called = {task_id for task_id in ordered if task_id not in stands_in_for}
+    called = {task_id for task_id in ordered if task_id not in called_by}
     reachable = fed & called
     frontier = list(reachable)
     while frontier:
         task_id = frontier.pop()
         fed.update(feeds[task_id])
-        called.update(called_by[task_id])
-        for name in (*feeds[task_id], *called_by[task_id]):
+        called.update(calls[task_id])
+        for name in (*feeds[task_id], *calls[task_id]):
             if name in fed and name in called and name not in reachable:
                 reachable.add(name)
                 frontier.append(name)

@@ -42,23 +42,23 @@ class Context:
 
 
 def make_context(
-    tasks: Mapping[str, TaskDefinition], inputs: Iterable[str], stands_in_for: Mapping[str, list[str]]
+    tasks: Mapping[str, TaskDefinition], inputs: Iterable[str], called_by: Mapping[str, list[str]]
 ) -> Context:
     """Return where the names of these tasks come from."""
     set_by: dict[str, tuple[str, ...]] = {}
     for task_id, task in tasks.items():
         for name in task.outputs:
             set_by[name] = (*set_by.get(name, ()), task_id)
-    # A task ends when the one that stands in for it has ended.
+    # A task ends when the one that it called for has ended.
     waits_for = {task_id: list(task.depends_on) for task_id, task in tasks.items()}
-    for fallback_id, users in stands_in_for.items():
-        waits_for[fallback_id] = [name for name in waits_for[fallback_id] if name not in users]
+    for called_id, users in called_by.items():
+        waits_for[called_id] = [name for name in waits_for[called_id] if name not in users]
         for user in users:
-            waits_for[user].append(fallback_id)
+            waits_for[user].append(called_id)
     order = order_tasks(waits_for)
     before = {} if order.cycles else ancestors_of(order.tasks, waits_for)
     bit = {task_id: index for index, task_id in enumerate(order.tasks)}
-    checked = {task_id: bits for task_id, bits in before.items() if task_id not in stands_in_for}
+    checked = {task_id: bits for task_id, bits in before.items() if task_id not in called_by}
     return Context(inputs=frozenset(inputs), set_by=set_by, before=checked, bit=bit)
 
 

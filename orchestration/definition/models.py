@@ -13,6 +13,7 @@ MAX_TASKS = 10_000
 MAX_EDGES = 50_000
 MAX_ATTEMPTS = 100
 MAX_WAIT_SECONDS = 31_536_000
+MIN_HEARTBEAT_SECONDS = 0.5
 MAX_OUTPUTS = 100
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -41,6 +42,9 @@ def _shown_safely(value: str) -> str:
 
 Number = PlainSerializer(_plain_number, return_type=float | int)
 Seconds = Annotated[float, Field(gt=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False), Number]
+Heartbeat = Annotated[
+    float, Field(ge=MIN_HEARTBEAT_SECONDS, le=MAX_WAIT_SECONDS, allow_inf_nan=False), Number
+]
 Delay = Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False), Number]
 Id = Annotated[str, Field(pattern=ID_PATTERN), AfterValidator(_no_double_dot)]
 Capability = Annotated[str, Field(pattern=CAPABILITY_PATTERN)]
@@ -131,13 +135,21 @@ class TaskDefinition(Definition):
     condition: ConditionConfig | None = None
     """When the task runs at all."""
     timeout_seconds: Seconds | None = None
-    """Longest time of one attempt. Default: 300."""
+    """Longest time of one attempt, from when an agent takes it. Default: 300."""
+    schedule_to_start_seconds: Seconds | None = None
+    """How long an attempt waits for an agent to take it. Default: 3600."""
+    heartbeat_seconds: Heartbeat | None = None
+    """How long an attempt may go without a sign of life from its agent before it counts as lost. Default: for ever."""
+    total_timeout_seconds: Seconds | None = None
+    """Longest time of all attempts together, with the waits between them. Default: no limit of its own."""
     retry_config: RetryConfig | None = None
     """When a failed attempt is followed by another. Default: the workflow's."""
     outputs: Annotated[list[OutputName], Field(max_length=MAX_OUTPUTS)] = []
     """Names under which later tasks find the result."""
     effects: Literal["none", "read", "idempotent", "once", "irreversible"] | None = None
     """What a repeated attempt would do to the world. Default: by the capability."""
+    reconcile: Id | None = None
+    """The task that finds out whether the work was done, when the agent that had it was lost."""
     on_error: OnErrorConfig | None = None
     """What happens when the task has failed for good. Default: the workflow's."""
     metadata: Object = {}

@@ -11,6 +11,9 @@ import msgspec
 from orchestration.retry import RetryPolicy
 from orchestration.status import Effects, RecoveryAction
 
+SCHEDULE_TO_START_SECONDS = 3600.0
+"""How long an attempt waits for an agent to take it, for a task that does not say."""
+
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """When a task runs at all. `names` are the context names that the expression uses."""
@@ -35,7 +38,8 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `references` are the context names that its parameters' templates use; `whole_context` is true when a template
     uses `workflow_context`, `inputs`, `user_input`, `request_data` or anything else that needs every variable.
-    `is_fallback` tasks run only when the task that names them fails.
+    `is_fallback` tasks run only when the task that names them fails, `is_reconcile` tasks only when the outcome of the
+    one that names them is unknown. `heartbeat_seconds` and `total_timeout_seconds` are 0 where there is no such limit.
     """
 
     id: str
@@ -56,7 +60,17 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     effects: Effects
     on_error: OnError
     is_fallback: bool = False
+    is_reconcile: bool = False
+    reconcile: str = ""
+    schedule_to_start_seconds: float = SCHEDULE_TO_START_SECONDS
+    heartbeat_seconds: float = 0.0
+    total_timeout_seconds: float = 0.0
     metadata: Mapping[str, Any] = {}
+
+    @property
+    def is_on_call(self) -> bool:
+        """True when the task runs only once another task calls for it."""
+        return self.is_fallback or self.is_reconcile
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

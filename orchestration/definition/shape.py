@@ -78,6 +78,14 @@ class Shape:
     known_ids: list[str | None]
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedTask:
+    """A task and its place in the text."""
+
+    task: TaskDefinition
+    path: Path
+
+
 def check_shape(findings: Findings) -> Shape:
     """Note every unknown, missing or ill-typed field, and return what can be looked at further."""
     value = findings.document.value

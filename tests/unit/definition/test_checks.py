@@ -64,6 +64,9 @@ tasks:
     depends_on: []
     condition: {expression: x > 0 and z, variables: {z: true}, required_outputs: [x], condition_type: python}
     timeout_seconds: 1.5
+    schedule_to_start_seconds: 5
+    heartbeat_seconds: 0.5
+    total_timeout_seconds: 10
     retry_config: {strategy: none}
     outputs: [y]
     effects: idempotent
@@ -72,6 +75,11 @@ tasks:
   - id: other
     type: custom
     parameters: {task_name: n}
+    reconcile: look
+  - id: look
+    type: custom
+    parameters: {task_name: n}
+    effects: read
 """
 
 
@@ -400,6 +408,85 @@ def test_graphs_that_cannot_run_are_refused(
     tasks: list[dict[str, Any]], expected: list[tuple[str, str]]
 ) -> None:
     assert codes_of(workflow(*tasks)) == expected
+
+
+def look(id: str = "look", **fields: Any) -> dict[str, Any]:
+    return task(id, effects="read", **fields)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([task(reconcile="lok"), look()], [("unknown-reconcile", "/tasks/0/reconcile")]),
+        ([task(reconcile="a")], [("self-reconcile", "/tasks/0/reconcile")]),
+        ([task(effects="read", reconcile="look"), look()], [("unused-reconcile", "/tasks/0/reconcile")]),
+        ([task(reconcile="b"), task("b")], [("reconcile-effects", "/tasks/1")]),
+        ([task(reconcile="b"), task("b", effects="once")], [("reconcile-effects", "/tasks/1/effects")]),
+        (
+            [task(reconcile="b"), task("b", reconcile="a")],
+            [
+                ("reconcile-effects", "/tasks/0"),
+                ("reconcile-effects", "/tasks/1"),
+                ("unreachable-task", "/tasks/0"),
+            ],
+        ),
+        (
+            [task(reconcile="look"), task("b", reconcile="look"), look()],
+            [("shared-reconcile", "/tasks/1/reconcile")],
+        ),
+        (
+            [task(reconcile="look"), task("b", depends_on=["look"]), look()],
+            [("reconcile-in-flow", "/tasks/1/depends_on/0")],
+        ),
+        (
+            [task(reconcile="look", on_error={"action": "fallback", "fallback": "look"}), look()],
+            [("reconcile-in-flow", "/tasks/1")],
+        ),
+        (
+            [task(reconcile="look"), task("b", depends_on=["a"]), look(depends_on=["b"])],
+            [("reconcile-waits", "/tasks/2/depends_on/0")],
+        ),
+        ([task(heartbeat_seconds=0.1)], [("wrong-value", "/tasks/0/heartbeat_seconds")]),
+        ([task(schedule_to_start_seconds=0)], [("wrong-value", "/tasks/0/schedule_to_start_seconds")]),
+        ([task(total_timeout_seconds="1")], [("wrong-type", "/tasks/0/total_timeout_seconds")]),
+    ],
+)
+def test_reconcile_tasks_and_time_limits_must_make_sense(
+    tasks: list[dict[str, Any]], expected: list[tuple[str, str]]
+) -> None:
+    found = set(codes_of(workflow(*tasks)))
+    assert set(expected) <= found
+    assert {code for code, _ in found} == {code for code, _ in expected}
+
+
+def test_a_reconcile_task_may_wait_for_others_and_name_the_task_it_looks_at() -> None:
+    tasks = [task("login"), task(reconcile="look"), look(depends_on=["login", "a"])]
+    assert parse_object(workflow(*tasks)).warnings == []
+
+
+def test_a_problem_with_a_reconcile_task_has_its_line_and_cure() -> None:
+    text = """
+id: w
+tasks:
+  - id: charge
+    type: subprocess
+    parameters: {command: ls}
+    reconcile: lok
+  - {id: look, type: subprocess, parameters: {command: ls}, effects: read}
+"""
+    with pytest.raises(DefinitionError) as raised:
+        parse_text(text)
+    (problem,) = raised.value.problems
+    assert (problem.code, problem.line, problem.column) == ("unknown-reconcile", 7, 16)
+    assert "look" in problem.hint
+
+
+def test_a_limit_that_another_one_reaches_first_is_warned_of() -> None:
+    tasks = [task(timeout_seconds=10, heartbeat_seconds=20, total_timeout_seconds=5)]
+    assert [(code, path) for code, path, _ in warnings_of(workflow(*tasks))] == [
+        ("useless-limit", "/tasks/0/heartbeat_seconds"),
+        ("useless-limit", "/tasks/0/timeout_seconds"),
+    ]
 
 
 def test_a_fallback_of_the_workflow_must_not_wait() -> None:

@@ -245,6 +245,33 @@ def test_the_graph_is_indexed_in_order() -> None:
     assert plan.output_names == ("r", "s")
 
 
+def test_a_reconcile_task_runs_on_call_only_and_limits_have_defaults() -> None:
+    plan = plan_of(
+        {
+            "id": "a",
+            "type": "custom",
+            "parameters": {"task_name": "n"},
+            "reconcile": "b",
+            "heartbeat_seconds": 2,
+        },
+        {
+            "id": "b",
+            "type": "custom",
+            "parameters": {"task_name": "n"},
+            "effects": "read",
+            "depends_on": ["a"],
+        },
+    )
+    charge, look = plan.tasks["a"], plan.tasks["b"]
+    assert (charge.reconcile, charge.is_on_call, charge.dependents) == ("b", False, ())
+    assert (look.is_reconcile, look.is_fallback, look.is_on_call, look.depends_on) == (True, False, True, ())
+    assert (charge.schedule_to_start_seconds, charge.heartbeat_seconds, charge.total_timeout_seconds) == (
+        3600.0,
+        2.0,
+        0.0,
+    )
+
+
 def test_a_fallback_does_not_wait_for_the_task_it_stands_in_for() -> None:
     plan = plan_of(
         {
