@@ -7,7 +7,7 @@ request by itself unless the caller declared it idempotent (`resend`).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random, SystemRandom
 from typing import Any, cast
@@ -36,7 +36,6 @@ from amp.envelope import (
     error_payload,
 )
 from amp.errors import (
-    CONNECTION_LOST,
     AgentLost,
     AgentNotFound,
     AmpError,
@@ -54,14 +53,17 @@ from amp.replies import Answer, T, answer_of, error_of, may_retry
 from amp.responder import Responder
 from amp.subscriptions import Event, EventHandler, Subscription
 from amp.transports.base import ConnectFailed, Transport
+from amp.waiting import RE_ASK_SECONDS, WaitingRequests
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
-MAX_WAITING_REQUESTS = 100_000
 EVENT_AGENT_JOINED = "agent.joined"
 FLUSH_SECONDS = 2.0
 REGISTRY_TIMEOUT_SECONDS = 5.0
+MAX_REGISTRY_ATTEMPTS = 4
+REGISTER_AGAIN_SECONDS = 2.0
+"""How long a registration stays unanswered before it is sent again."""
 
 _EVENT_TYPE = msgspec.json.Decoder(EventHead)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
@@ -78,16 +80,6 @@ class AgentIdentity:
     session_id: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A request without an answer yet."""
-
-    future: asyncio.Future[Message]
-    frame: bytes
-    resend: bool
-    sent: bool = field(default=False)
-
-
 def utc_now() -> datetime:
     """Return the wall time, aware, in UTC."""
     return datetime.now(UTC)
@@ -102,6 +94,7 @@ class MeshClient:
         exclusive: Refuse to start when a live agent holds the id, and keep the id while alive.
         api_key: Named as the registration's `authentication`; the WebSocket transport proves it with a header too.
         random: Makes message ids and jitter. Ids must not be guessable: the default is the system's.
+        re_ask_seconds: How long a request stays unanswered before it is asked again under its id.
     """
 
     def __init__(
@@ -117,6 +110,7 @@ class MeshClient:
         heartbeat_interval_seconds: float = 30,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         exclusive: bool = True,
+        re_ask_seconds: float = RE_ASK_SECONDS,
     ) -> None:
         self.identity = identity
         self.on_connected: list[Callable[[], Awaitable[None]]] = []
@@ -144,9 +138,14 @@ class MeshClient:
             on_refused=self._refused,
         )
         self._subscriptions: list[Subscription] = []
-        self._waiting: dict[str, _Waiting] = {}
+        self._re_ask_seconds = re_ask_seconds
+        self._waiting = WaitingRequests(
+            self._registered_link, lambda: self._router_knows_repeats, re_ask_seconds=re_ask_seconds
+        )
         self._registration_id = ""
+        self._registration_timer: asyncio.TimerHandle | None = None
         self._registered = False
+        self._router_knows_repeats = False
         self._changes = 0
         self._change_waiters: set[asyncio.Future[None]] = set()
         self._started: asyncio.Future[None] | None = None
@@ -195,7 +194,7 @@ class MeshClient:
         self._draining = True
         if self._registered:
             try:
-                await self._registry("deregistration", {}, timeout_seconds=FLUSH_SECONDS)
+                await self._registry("deregistration", {}, timeout_seconds=FLUSH_SECONDS, attempts=1)
             except AmpError as error:
                 logger.info("deregistration_failed", extra={"agent_id": self.identity.id, "code": error.code})
         await self._responder.drain(drain_seconds)
@@ -215,8 +214,7 @@ class MeshClient:
         for task in self._callbacks:
             task.cancel()
         await asyncio.gather(*self._callbacks, return_exceptions=True)
-        for waiting in list(self._waiting.values()):
-            _fail(waiting.future, Disconnected("the client was stopped", {"sent": waiting.sent}))
+        self._waiting.stop()
         if self._started is not None and not self._started.done():
             self._started.cancel()
 
@@ -299,18 +297,15 @@ class MeshClient:
         payload: dict[str, object] = {"capability": capability, "parameters": parameters}
         if context is not None:
             payload["context"] = context
-        destination = Destination(
-            agent_id=agent_id,
-            capability=capability,
-            routing_hints={"prefer": prefer_agent_id} if prefer_agent_id else None,
-        )
+        hints: dict[str, Any] | None = {"prefer": prefer_agent_id} if prefer_agent_id else None
+        destination = Destination(agent_id=agent_id, capability=capability, routing_hints=hints)
         headers = Headers(priority=priority, timeout_ms=_milliseconds(timeout_seconds), tracing=tracing)
         frame = self._encode(request_id, MessageType.REQUEST, destination, headers, payload)
         patient_until = loop.time() + patience_seconds
         while True:
             changes = self._changes
             try:
-                reply = await self._attempt(request_id, frame, timeout_seconds, resend=resend)
+                reply = await self._waiting.ask(request_id, frame, timeout_seconds, resend=resend)
                 return answer_of(reply, reply_type)
             except (AgentNotFound, CapabilityNotFound, AgentLost, Disconnected) as error:
                 left = patient_until - loop.time()
@@ -319,50 +314,27 @@ class MeshClient:
                 if left <= 0 or self._draining or not retry:
                     raise
                 if lost:  # another agent may be there already, and if none is the router says so at once
+                    hints = {"anew": True, **(hints or {})}
+                    destination = Destination(agent_id=agent_id, capability=capability, routing_hints=hints)
+                    frame = self._encode(request_id, MessageType.REQUEST, destination, headers, payload)
                     continue
                 if not await self._change(changes, left):
                     raise
 
-    async def _attempt(
-        self, request_id: str, frame: bytes, timeout_seconds: float, *, resend: bool
-    ) -> Message:
-        """Send a request and return the reply's message, or raise its error."""
-        if request_id in self._waiting:
-            raise LocalProtocolError(f"a request with the id {request_id!r} is under way")
-        if len(self._waiting) >= MAX_WAITING_REQUESTS:
-            raise InsufficientResources(
-                f"{len(self._waiting)} requests are under way", {"retry_after_ms": 250}
-            )
-        link = self._connector.link if self._registered else None
-        if link is None and not resend:
-            raise Disconnected("not connected to a router", {"sent": False})
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future(), frame, resend)
-        timer = loop.call_later(timeout_seconds, _time_out, waiting.future, timeout_seconds)
-        self._waiting[request_id] = waiting
-        try:
-            if link is not None:
-                if not link.push(frame):
-                    raise InsufficientResources(
-                        "the connection to the router is congested", {"retry_after_ms": 250}
-                    )
-                waiting.sent = True
-            return await waiting.future
-        finally:
-            timer.cancel()
-            del self._waiting[request_id]
-
     async def _change(self, seen: int, timeout_seconds: float) -> bool:
-        """Wait until an agent joined or the connection came back since `seen`. Return whether it did."""
+        """Wait until an agent joined or the connection came back since `seen`, or the word of it may be lost.
+
+        Return whether to ask again.
+        """
         if self._changes != seen:
             return True
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._change_waiters.add(waiter)
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(min(timeout_seconds, self._re_ask_seconds)):
                 await waiter
         except TimeoutError:
-            return False
+            return timeout_seconds > self._re_ask_seconds
         finally:
             self._change_waiters.discard(waiter)
         return True
@@ -394,11 +366,24 @@ class MeshClient:
         return cast("dict[str, Any]", answer_of(reply, object).result)
 
     async def _registry(
-        self, operation: str, payload: Mapping[str, Any], *, timeout_seconds: float = REGISTRY_TIMEOUT_SECONDS
+        self,
+        operation: str,
+        payload: Mapping[str, Any],
+        *,
+        timeout_seconds: float = REGISTRY_TIMEOUT_SECONDS,
+        attempts: int = MAX_REGISTRY_ATTEMPTS,
     ) -> Message:
+        """Ask the router itself, which answers at once: silence means that a frame was lost."""
         request_id = self._new_id()
         frame = self._registry_frame(request_id, operation, payload)
-        return await self._attempt(request_id, frame, timeout_seconds, resend=False)
+        timeout_seconds = min(timeout_seconds, self._re_ask_seconds)
+        for left in reversed(range(attempts)):
+            try:
+                return await self._waiting.ask(request_id, frame, timeout_seconds, resend=False)
+            except RequestTimeout:
+                if not left:
+                    raise
+        raise LocalProtocolError(f"{attempts} attempts are none")
 
     def _registry_frame(self, request_id: str, operation: str, payload: Mapping[str, Any]) -> bytes:
         destination = Destination(agent_id=REGISTRY_ID, capability=operation)
@@ -424,11 +409,18 @@ class MeshClient:
     async def subscribe(self, pattern: str, handler: EventHandler) -> None:
         """Call `handler` for each event whose type matches the glob `pattern`, in order. It survives reconnects."""
         self._subscriptions.append(Subscription(pattern, handler))
-        if self._registered:
+        await self._tell_subscriptions()
+
+    async def _tell_subscriptions(self) -> None:
+        """Tell the router what is subscribed to; a new connection tells it with its registration."""
+        while self._registered:
             try:
                 await self._registry("subscription", {"patterns": self._patterns()})
             except Disconnected:
-                logger.debug("subscription_deferred", extra={"pattern": pattern})
+                logger.debug("subscription_deferred", extra={"agent_id": self.identity.id})
+            except RequestTimeout:
+                continue
+            return
 
     def _patterns(self) -> list[str]:
         return sorted({EVENT_AGENT_JOINED, *(each.pattern for each in self._subscriptions)})
@@ -452,6 +444,7 @@ class MeshClient:
             "capabilities": offered,
             "session": {
                 "batching": True,
+                "repeats": True,
                 "exclusive": self._exclusive,
                 "max_in_flight": self._max_in_flight,
                 "max_frame_bytes": self._max_frame_bytes,
@@ -461,7 +454,22 @@ class MeshClient:
         }
         if self._api_key is not None:
             payload["authentication"] = {"type": "api_key", "credentials": {"api_key": self._api_key}}
-        link.push(self._registry_frame(self._registration_id, "registration", payload))
+        self._register(link, self._registry_frame(self._registration_id, "registration", payload))
+
+    def _register(self, link: Link, frame: bytes) -> None:
+        """Send the registration, and again while it stays unanswered: the router takes the repeat for one."""
+        link.push(frame)
+        self._registration_timer = asyncio.get_running_loop().call_later(
+            min(REGISTER_AGAIN_SECONDS, self._re_ask_seconds), self._register, link, frame
+        )
+
+    def _registration_over(self) -> None:
+        if self._registration_timer is not None:
+            self._registration_timer.cancel()
+            self._registration_timer = None
+
+    def _registered_link(self) -> Link | None:
+        return self._connector.link if self._registered else None
 
     def _refused(self, error: ConnectFailed) -> bool:
         """Return whether to give up: only before the first success, when the router will never let us in."""
@@ -472,28 +480,24 @@ class MeshClient:
 
     def _lost(self) -> None:
         was_registered, self._registered = self._registered, False
-        for waiting in list(self._waiting.values()):
-            if not waiting.resend:
-                error = Disconnected(
-                    "the connection to the router broke", {"reason": CONNECTION_LOST, "sent": True}
-                )
-                _fail(waiting.future, error)
+        self._registration_over()
+        self._waiting.disconnected()
         if was_registered and not self._draining:
             logger.warning("mesh_disconnected", extra={"agent_id": self.identity.id})
             self._call(self.on_disconnected)
 
     def _registration_answered(self, message: Message) -> None:
         link = self._connector.link
+        self._registration_over()
         if link is None:
             return
         if message.type == MessageType.ERROR:
             self._registration_refused(error_of(message), link)
             return
-        link.batching = answer_of(message, _Registered).result.batching
+        terms = answer_of(message, _Registered).result
+        link.batching, self._router_knows_repeats = terms.batching, terms.repeats
         self._registered = True
-        for waiting in self._waiting.values():
-            if waiting.resend:
-                waiting.sent = link.push(waiting.frame)
+        self._waiting.connected(link)
         if self._started is not None and not self._started.done():
             self._started.set_result(None)
         logger.info("mesh_connected", extra={"agent_id": self.identity.id})
@@ -542,11 +546,9 @@ class MeshClient:
 
     def _reply(self, message: Message) -> None:
         correlation_id = message.headers.correlation_id or ""
-        waiting = self._waiting.get(correlation_id)
-        if waiting is not None:
-            if not waiting.future.done():
-                waiting.future.set_result(message)
-        elif correlation_id and correlation_id == self._registration_id:
+        if self._waiting.answer(correlation_id, message):
+            return
+        if correlation_id and correlation_id == self._registration_id:
             self._registration_id = ""
             self._registration_answered(message)
         elif message.type == MessageType.ERROR:
@@ -561,7 +563,7 @@ class MeshClient:
     async def _subscribe_again(self) -> None:
         """Take up the subscriptions that the router dropped; what was missed is for `on_connected` to catch up with."""
         logger.warning("events_missed", extra={"agent_id": self.identity.id})
-        await self._registry("subscription", {"patterns": self._patterns()})
+        await self._tell_subscriptions()
         self._call(self.on_connected)
 
     def _event(self, message: Message) -> None:
@@ -624,6 +626,7 @@ class MeshClient:
 
 class _Registered(msgspec.Struct, frozen=True):
     batching: bool = False
+    repeats: bool = False
 
 
 def _announced(offer: Offer) -> dict[str, Any]:
@@ -641,15 +644,6 @@ def _announced(offer: Offer) -> dict[str, Any]:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, min(MAX_TIMEOUT_MS, round(seconds * 1000)))
-
-
-def _time_out(future: asyncio.Future[Message], timeout_seconds: float) -> None:
-    _fail(future, RequestTimeout(f"no answer within {timeout_seconds} s"))
-
-
-def _fail(future: asyncio.Future[Message], error: AmpError) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 async def _guarded(work: Awaitable[None]) -> None:

@@ -120,35 +120,22 @@ def answer(
 ) -> list[Action]:
     """Return what follows from a request to the registry. Raises AmpError for whatever is wrong with it."""
     if operation == REGISTRATION:
-        registration = parse_registration(body)
-        agent_id = registration.record.id
-        if agent_id != message.source.agent_id:
-            raise AuthenticationFailed(
-                f"{message.source.agent_id!r} cannot register {agent_id!r}", {"reason": "identity_bound"}
-            )
-        if session.kind == INVOKE:
-            routing.registry.check_borrowed(session, agent_id)
-            routing.registry.remember(registration)
-            return [_reply(session, message, {"registered": True, "agent_id": agent_id, "registered_at": at})]
-        actions = routing.register(session, registration, now_ms, at)
-        result: dict[str, Any] = {
-            "registered": True,
-            "agent_id": agent_id,
-            "registered_at": at,
-            "capabilities": sorted(session.capabilities),
-            "batching": registration.session.batching,
-        }
-        return [*actions, _reply(session, message, result), *routing.release(session, now_ms)]
-    actions = []
-    result = {}
+        return _register(routing, session, message, body, now_ms, at)
+    actions: list[Action] = []
+    result: dict[str, Any] = {}
+    known = session.knows_change(message.id)
     if operation == "deregistration":
-        actions += routing.deregister(session)
+        if not known:
+            actions += routing.deregister(session)
+            session.note_change(message.id)
         result = {"registered": False, "agent_id": session.agent_id}
     elif operation == "subscription":
         patterns = _decode(body).patterns
         if isinstance(patterns, msgspec.UnsetType):
             raise InvalidParameters("a subscription needs 'patterns'", {"path": "$.patterns"})
-        routing.registry.subscribe(session, patterns)
+        if not known:
+            routing.registry.subscribe(session, patterns)
+            session.note_change(message.id)
         result = {"patterns": patterns}
     elif operation == "discovery":
         result = {"agents": search(routing.registry, _query(body))}
@@ -159,6 +146,31 @@ def answer(
     else:
         result = _versions(routing.registry, _decode(body))
     return [*actions, _reply(session, message, result)]
+
+
+def _register(
+    routing: "Routing", session: Session, message: Message, body: bytes, now_ms: float, at: datetime
+) -> list[Action]:
+    """Return what follows from a registration. A repeated one changes nothing: a later one may have."""
+    registration = parse_registration(body)
+    agent_id = registration.record.id
+    if agent_id != message.source.agent_id:
+        raise AuthenticationFailed(
+            f"{message.source.agent_id!r} cannot register {agent_id!r}", {"reason": "identity_bound"}
+        )
+    result: dict[str, Any] = {"registered": True, "agent_id": agent_id, "registered_at": at}
+    if session.kind == INVOKE:
+        routing.registry.check_borrowed(session, agent_id)
+        routing.registry.remember(registration)
+        return [_reply(session, message, result)]
+    actions: list[Action] = []
+    if not session.knows_change(message.id):
+        actions = routing.register(session, registration, now_ms, at)
+        session.note_change(message.id)
+    result["capabilities"] = sorted(session.capabilities)
+    result["batching"] = registration.session.batching
+    result["repeats"] = registration.session.repeats
+    return [*actions, _reply(session, message, result), *routing.release(session, now_ms)]
 
 
 def _reply(session: Session, message: Message, result: Mapping[str, Any]) -> Action:

@@ -5,7 +5,6 @@ back, in order. A request goes to the addressed agent, or to the least loaded ag
 credit; with none free it waits in a bounded queue. An agent that leaves fails what it had in hand at once.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -42,6 +41,7 @@ from amp.errors import (
 )
 from amp.queues import Deadlines, Pending, RequestQueues
 from amp.registry import Registry
+from amp.repeats import Ended, EndedRequests
 from amp.session import INVOKE, Registration, Session, SessionTerms
 
 HEAD_BYTES = 4096
@@ -92,7 +92,7 @@ class Routing:
         )
         self.counters = Counters()
         self.pending: dict[tuple[str, str], Pending] = {}
-        self._recent: OrderedDict[tuple[str, str], tuple[int, str]] = OrderedDict()
+        self._ended = EndedRequests(self.limits.max_recent)
         self._deadlines = Deadlines()
         self._order = count()
 
@@ -111,12 +111,8 @@ class Routing:
         for key in list(session.assigned):
             pending = self._finish(key)
             if pending is not None:
-                error = AgentLost(
-                    f"agent {session.agent_id!r} disappeared before it answered; whether it did the work is unknown",
-                    {"reason": AGENT_LOST, "agent_id": session.agent_id},
-                    retryable=True,
-                )
-                actions += self._answer(pending, error)
+                self._ended.note(key, pending.digest, session, pending.origin.key, lost=True)
+                actions += self._answer(pending, _agent_lost(session.agent_id))
                 self.counters.agents_lost += 1
         if not session.draining:
             actions += self._left(session, reason)
@@ -299,11 +295,6 @@ class Routing:
         if known is not None:
             return self._again(session, known, digest, envelope)
         agent_id, capability = self._target(message, payload)
-        recent = self._recent.get(key)
-        if recent is not None and recent[0] != digest:
-            raise InvalidSchema(
-                "the message id was used for another request", {"reason": "message_id_reused"}
-            )
         if session.requested >= self.limits.max_pending_per_agent:
             raise RateLimitExceeded(
                 f"{session.requested} requests of this connection are under way",
@@ -319,25 +310,46 @@ class Routing:
             order=next(self._order),
         )
         hints = message.destination.routing_hints or message.headers.routing_hints or {}
-        prefer = recent[1] if recent is not None else hints.get("prefer")
+        prefer = hints.get("prefer")
+        ended = self._ended.get(key)
+        if ended is not None and hints.get("anew") is not True:
+            _check_digest(
+                ended.digest, digest, same=session.key == ended.asked_on or not session.terms.repeats
+            )
+            if session.terms.repeats:
+                holder = self._who_had(ended)
+                if holder.terms.repeats:
+                    timeout_ms = message.headers.effective_timeout_ms
+                    self._track(pending, now_ms + timeout_ms + REPLY_GRACE_MS)
+                    return self._assign(pending, holder, _clean(envelope))
+                if session.key == ended.asked_on:  # its answer left on this very connection
+                    return []
+            prefer = ended.agent_id
         cleaned = _clean(envelope)
         candidates = self._candidates(agent_id, capability, hints)
         return self._place(
             pending, cleaned, candidates, agent_id, prefer if isinstance(prefer, str) else None, now_ms
         )
 
+    def _who_had(self, ended: Ended) -> Session:
+        """Return the connection of the very process that had a request. Raises AgentLost when it is gone."""
+        holder = self.registry.agents.get(ended.agent_id)
+        if ended.lost or holder is None or holder.terms.resume_token != ended.process:
+            raise _agent_lost(ended.agent_id)
+        return holder
+
     def _again(self, session: Session, known: Pending, digest: int, envelope: Envelope) -> list[Action]:
-        """Send a resent request to the agent that has it; that agent drops the repeat or answers again."""
-        if known.digest != digest:
-            raise InvalidSchema(
-                "the message id is in use for another request", {"reason": "message_id_reused"}
-            )
+        """Send a repeated request to the agent that has it, when that agent knows a repeat: its copy may be lost."""
+        _check_digest(known.digest, digest, same=known.origin is session or not session.terms.repeats)
         self.counters.duplicates += 1
         if known.origin is not session:
             known.origin.requested -= 1
             session.requested += 1
             known.origin = session
-        return [] if known.responder is None else [Forward(known.responder, _clean(envelope))]
+        responder = known.responder
+        if responder is None or not responder.terms.repeats:
+            return []
+        return [Forward(responder, _clean(envelope))]
 
     def _target(self, message: Message, payload: bytes) -> tuple[str | None, str | None]:
         destination = message.destination
@@ -412,8 +424,7 @@ class Routing:
         chosen = self._choose(fitting, pending.capability, prefer)
         timeout_ms = envelope.message.headers.effective_timeout_ms
         if chosen is not None:
-            pending.due_ms = now_ms + timeout_ms + REPLY_GRACE_MS
-            self._track(pending)
+            self._track(pending, now_ms + timeout_ms + REPLY_GRACE_MS)
             return self._assign(pending, chosen, envelope)
         queue = ("agent", agent_id) if agent_id is not None else ("capability", pending.capability or "")
         if not self.queues.put(pending, queue):
@@ -422,8 +433,7 @@ class Routing:
                 {"retry_after_ms": RETRY_AFTER_MS, "queued": self.queues.depth(queue)},
             )
         pending.envelope = envelope
-        pending.due_ms = now_ms + timeout_ms - min(timeout_ms / 10, MAX_EARLY_MS)
-        self._track(pending)
+        self._track(pending, now_ms + timeout_ms - min(timeout_ms / 10, MAX_EARLY_MS))
         self.counters.queued += 1
         return []
 
@@ -440,7 +450,8 @@ class Routing:
                 best = session
         return best
 
-    def _track(self, pending: Pending) -> None:
+    def _track(self, pending: Pending, due_ms: float) -> None:
+        pending.due_ms = due_ms
         self.pending[pending.key] = pending
         pending.origin.requested += 1
         pending.bucket = self._deadlines.add(pending.key, pending.due_ms)
@@ -547,9 +558,7 @@ class Routing:
             self.counters.late_replies += 1
             return []
         self._finish(key)
-        self._recent[key] = (pending.digest, session.agent_id or "")
-        if len(self._recent) > self.limits.max_recent:
-            self._recent.popitem(last=False)
+        self._ended.note(key, pending.digest, session, pending.origin.key)
         origin = self._origin_of(pending)
         actions = [] if origin is None else self._deliver_reply(origin, envelope)
         if self.queues.count:
@@ -632,6 +641,21 @@ class Routing:
             )
         targets = [each for each in found if each is not session and size <= each.terms.max_frame_bytes]
         return [Fanout(targets, _clean(envelope))] if targets else []
+
+
+def _check_digest(known: int, digest: int, *, same: bool) -> None:
+    """Raise unless a message id is used for one request. `same`: the content tells; else the requester vouches for
+    it from a new connection, where what it asks may carry a later time."""
+    if same and known != digest:
+        raise InvalidSchema("the message id was used for another request", {"reason": "message_id_reused"})
+
+
+def _agent_lost(agent_id: str | None) -> AgentLost:
+    return AgentLost(
+        f"agent {agent_id!r} disappeared before it answered; whether it did the work is unknown",
+        {"reason": AGENT_LOST, "agent_id": agent_id},
+        retryable=True,
+    )
 
 
 def _is_free(session: Session, capability: str | None) -> bool:

@@ -16,6 +16,8 @@ INVOKE = "invoke"
 """The kind of a session that lives for one synchronous HTTP call and carries no agent."""
 MAX_SUBSCRIPTIONS = 256
 MAX_REASON_CHARACTERS = 300
+MAX_KNOWN_CHANGES = 64
+"""How many of its last registrations and subscriptions a connection knows again."""
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -53,6 +55,8 @@ class SessionTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What a client that knows our extensions declares about its connection, in the registration's `session`."""
 
     batching: bool = False
+    repeats: bool = False
+    """It recognises a request that is asked again, and asks again itself when no answer comes."""
     exclusive: bool = False
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     max_frame_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 30)] = STRANGER_FRAME_BYTES
@@ -119,7 +123,8 @@ class Session:
     """One connection to the router, or one poller of the HTTP binding.
 
     `pinned_agent_id` is the identity that a token or the URL fixed. `in_flight` counts requests that cost credit;
-    `assigned` holds the keys of everything the agent has not answered yet.
+    `assigned` holds the keys of everything the agent has not answered yet, `changes` the ids of the messages that
+    changed what it registered.
     """
 
     key: int
@@ -141,6 +146,17 @@ class Session:
     joined_at: str = ""
     health: dict[str, Any] = field(default_factory=dict)
     assigned: dict[tuple[str, str], None] = field(default_factory=dict)
+    changes: dict[str, None] = field(default_factory=dict)
+
+    def knows_change(self, message_id: str) -> bool:
+        """Return whether a change of the registration was made before, so that a repeat undoes no later one."""
+        return message_id in self.changes
+
+    def note_change(self, message_id: str) -> None:
+        """Remember that a change was made."""
+        self.changes[message_id] = None
+        if len(self.changes) > MAX_KNOWN_CHANGES:
+            del self.changes[next(iter(self.changes))]
 
     @property
     def has_credit(self) -> bool:

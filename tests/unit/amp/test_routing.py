@@ -237,16 +237,107 @@ def test_deregistered_agent_gets_nothing_new_but_may_answer(mesh: Mesh) -> None:
     assert mesh.routing.deregister(worker) == []
 
 
-def test_resent_request_goes_to_the_agent_that_has_it(mesh: Mesh) -> None:
-    one = mesh.register("one", "cut")
-    mesh.register("two", "cut")
-    asker = mesh.register("asker")
+def ours(token: str = "", **terms: Any) -> dict[str, Any]:
+    """Return the terms of one of our own clients, a process of its own for each token."""
+    return {"repeats": True, "resume_token": token or "one", **terms}
+
+
+def test_repeated_request_goes_to_the_agent_that_has_or_had_it(mesh: Mesh) -> None:
+    one = mesh.register("one", "cut", **ours(max_in_flight=1))
+    mesh.register("two", "cut", **ours())
+    asker = mesh.register("asker", **ours())
     request = make_envelope("asker", capability="cut", hints={"prefer": "one"})
     assert receiver_of(mesh.send(asker, request)) == "one"
     assert receiver_of(mesh.send(asker, request)) == "one"
     assert one.in_flight == 1
     mesh.answer(one, request)
-    assert receiver_of(mesh.send(asker, request)) == "one"
+    other = make_envelope("asker", capability="cut", hints={"prefer": "one"})
+    assert receiver_of(mesh.send(asker, other)) == "one"
+    assert receiver_of(mesh.send(asker, request)) == "one"  # although it has no credit
+    assert receiver_of(mesh.answer(one, request)) == "asker"
+
+
+def test_repeat_of_a_queued_request_keeps_one_place(mesh: Mesh) -> None:
+    one = mesh.register("one", "cut", **ours(max_in_flight=1))
+    asker = mesh.register("asker", **ours())
+    first, second = (make_envelope("asker", capability="cut") for _ in range(2))
+    mesh.send(asker, first)
+    assert mesh.send(asker, second) == []
+    assert mesh.send(asker, second) == []
+    forwarded = [each.envelope.message for each in mesh.answer(one, first) if isinstance(each, Forward)]
+    assert [each.id for each in forwarded if each.type == "request"] == [second.message.id]
+    assert (mesh.routing.queues.count, asker.requested) == (0, 1)
+
+
+def test_stranger_that_knows_no_repeats_never_sees_one(mesh: Mesh) -> None:
+    stranger = mesh.register("stranger", "cut")
+    asker = mesh.register("asker", **ours())
+    request = make_envelope("asker", capability="cut")
+    assert receiver_of(mesh.send(asker, request)) == "stranger"
+    assert mesh.send(asker, request) == []
+    mesh.answer(stranger, request)
+    assert mesh.send(asker, request) == []
+
+
+def test_stranger_does_it_again_for_one_who_lost_the_answer_with_its_connection(mesh: Mesh) -> None:
+    stranger = mesh.register("stranger", "cut")
+    asker = mesh.register("asker", **ours())
+    request = make_envelope("asker", capability="cut")
+    mesh.send(asker, request)
+    mesh.routing.detach(asker, 0)
+    mesh.answer(stranger, request)
+    assert receiver_of(mesh.send(mesh.register("asker", **ours()), request)) == "stranger"
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_repeat_is_not_given_to_another_process_unless_asked_anew(mesh: Mesh, answered: bool) -> None:
+    one = mesh.register("one", "cut", **ours("first"))
+    asker = mesh.register("asker", **ours())
+    request = make_envelope("asker", capability="cut", message_id="same")
+    mesh.send(asker, request)
+    if answered:
+        mesh.answer(one, request)
+    mesh.routing.detach(one, 0)
+    mesh.register("one", "cut", **ours("second"))
+    mesh.register("two", "cut", **ours())
+    for _ in range(2):  # the word of the loss may be lost too
+        refused = mesh.send(asker, request)
+        assert code_of(refused) == "NETWORK_ERROR"
+    anew = make_envelope("asker", capability="cut", message_id="same", hints={"anew": True, "prefer": "two"})
+    assert receiver_of(mesh.send(asker, anew)) == "two"
+
+
+def test_requester_may_repeat_with_other_content_from_a_new_connection_only(mesh: Mesh) -> None:
+    mesh.register("one", "cut", **ours())
+    asker = mesh.register("asker", **ours())
+    first, later = (
+        make_envelope(
+            "asker", capability="cut", message_id="t", payload={"capability": "cut", "parameters": n}
+        )
+        for n in range(2)
+    )
+    mesh.send(asker, first)
+    assert code_of(mesh.send(asker, later)) == "INVALID_SCHEMA"
+    mesh.routing.detach(asker, 0)
+    assert receiver_of(mesh.send(mesh.register("asker", **ours()), later)) == "one"
+
+
+def test_repeated_registration_or_subscription_undoes_no_later_one(mesh: Mesh) -> None:
+    session = mesh.connect()
+
+    def register(name: str) -> Envelope:
+        payload = {"agent": {"id": "one"}, "capabilities": [name], "session": {"subscriptions": [name]}}
+        return make_envelope("one", payload=payload, to="registry", capability="registration")
+
+    def subscribe(name: str) -> Envelope:
+        return make_envelope("one", payload={"patterns": [name]}, to="registry", capability="subscription")
+
+    old, new, first, second = register("old"), register("new"), subscribe("a"), subscribe("b")
+    for envelope in (old, new, first, second):
+        assert [each.type for each in mesh.send(session, envelope) if isinstance(each, Tell)] == ["response"]
+    for envelope in (old, first):
+        assert [each.type for each in mesh.send(session, envelope) if isinstance(each, Tell)] == ["response"]
+    assert (set(session.capabilities), session.subscriptions) == ({"new"}, ("b",))
 
 
 def test_message_id_cannot_be_used_for_another_request(mesh: Mesh) -> None:
