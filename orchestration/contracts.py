@@ -256,10 +256,16 @@ class LeaseRequest(Wire, frozen=True, kw_only=True):
 
 
 class LeaseReply(Wire, frozen=True, kw_only=True):
-    """`open_instances` counts unfinished instances without a live owner: something to claim."""
+    """How things stand now. Counts are of unfinished instances: `claimable` without a live owner, `held` by the
+    asker, `open` all there are. `engines` hold a lease. `begun` is true when the asker had none: an earlier one ended.
+    """
 
     lease_seconds: float
     claimable: int
+    held: int = 0
+    open: int = 0
+    engines: int = 1
+    begun: bool = False
 
 
 class ClaimRequest(Wire, frozen=True, kw_only=True):

@@ -196,10 +196,17 @@ class StateManager(Agent):
             claimable = await self.storage.end_lease(request.owner)
             if claimable:
                 await self._announce_claimable()
-        else:
-            claimable = await self.storage.keep_lease(request.owner, request.agent_id, request.lease_seconds)
-            self.leases.kept(request.lease_seconds)
-        return contracts.LeaseReply(lease_seconds=request.lease_seconds, claimable=claimable)
+            return contracts.LeaseReply(lease_seconds=request.lease_seconds, claimable=claimable)
+        standing = await self.storage.keep_lease(request.owner, request.agent_id, request.lease_seconds)
+        self.leases.kept(request.lease_seconds)
+        return contracts.LeaseReply(
+            lease_seconds=request.lease_seconds,
+            claimable=standing.claimable,
+            held=standing.held,
+            open=standing.open,
+            engines=standing.engines,
+            begun=standing.begun,
+        )
 
     async def claim(self, incoming: Incoming) -> contracts.ClaimReply:
         """`instance-claim`."""

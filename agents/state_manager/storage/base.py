@@ -90,6 +90,21 @@ class LeaseSweep:
     next_expiry: datetime | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStanding:
+    """How an engine stands after its lease was begun or renewed.
+
+    Counts are of unfinished instances: `claimable` without a live owner, `held` by this engine, `open` all there are.
+    `engines` hold a lease. `begun` is true when there was none to renew.
+    """
+
+    claimable: int
+    held: int
+    open: int
+    engines: int
+    begun: bool
+
+
 DecideState = Callable[[StoredState | None], StateChange | None]
 """Gets the stored state, returns the new one, or None to leave nothing. May raise to change nothing."""
 DecideContext = Callable[[StoredContext | None], StoredContext]
@@ -156,8 +171,8 @@ class Storage(Protocol):
 
     # ownership
 
-    async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> int:
-        """Begin or renew a lease; an older one of the same agent ends. Return how many instances may be claimed."""
+    async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> LeaseStanding:
+        """Begin or renew a lease; an older one of the same agent ends. Return how the engine stands then."""
         ...
 
     async def end_lease(self, owner: str) -> int:

@@ -37,6 +37,7 @@ from agents.state_manager.storage.base import (
     MAX_PAGE_BYTES,
     DecideContext,
     DecideState,
+    LeaseStanding,
     LeaseSweep,
     StateVersion,
     StoredContext,
@@ -237,15 +238,24 @@ class _MemoryLog:
 
     # --- ownership -----------------------------------------------------------------------------------------
 
-    async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> int:
-        """Begin or renew a lease; an older one of the same agent ends. Return how many instances may be claimed."""
+    async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> LeaseStanding:
+        """Begin or renew a lease; an older one of the same agent ends. Return how the engine stands then."""
         check_id(owner, "owner")
         check_id(agent_id, "agent_id")
         check_lease_seconds(lease_seconds)
         self._check_open()
+        now = self.clock.now()
+        had_one = owner in self._live_owners(now)
         self._leases = {held: lease for held, lease in self._leases.items() if lease[0] != agent_id}
-        self._leases[owner] = (agent_id, self.clock.now() + timedelta(seconds=lease_seconds))
-        return len(self._claimable())
+        self._leases[owner] = (agent_id, now + timedelta(seconds=lease_seconds))
+        rows = [row for row in self._rows.values() if not row.status.is_final]
+        return LeaseStanding(
+            claimable=len(self._claimable()),
+            held=sum(row.owner == owner for row in rows),
+            open=len(rows),
+            engines=len(self._live_owners(now)),
+            begun=not had_one,
+        )
 
     async def end_lease(self, owner: str) -> int:
         """End a lease now. Return how many instances may be claimed."""
@@ -277,9 +287,11 @@ class _MemoryLog:
         return claimed
 
     def _claimable(self) -> list[InstanceRow]:
-        now = self.clock.now()
-        live = {owner for owner, (_, expiry) in self._leases.items() if expiry > now}
+        live = self._live_owners(self.clock.now())
         return [row for row in self._rows.values() if not row.status.is_final and row.owner not in live]
+
+    def _live_owners(self, now: datetime) -> frozenset[str]:
+        return frozenset(owner for owner, (_, expiry) in self._leases.items() if expiry > now)
 
 
 class MemoryStorage(_MemoryLog):

@@ -3,7 +3,7 @@
 import sqlite3
 
 from agents.state_manager.fencing import MAX_CLAIMED_ROWS, check_id, check_lease_seconds
-from agents.state_manager.storage.base import LeaseSweep
+from agents.state_manager.storage.base import LeaseStanding, LeaseSweep
 from agents.state_manager.storage.sqlite_core import SqliteCore
 from agents.state_manager.storage.sqlite_log import instance_row
 from agents.state_manager.store_clock import from_microseconds
@@ -18,12 +18,9 @@ _END_LEASE = "DELETE FROM leases WHERE owner = ?"
 _END_EXPIRED = "DELETE FROM leases WHERE expires_at <= ? RETURNING owner"
 _NEXT_EXPIRY = "SELECT MIN(expires_at) FROM leases"
 _EXTEND_LEASES = "UPDATE leases SET expires_at = MAX(expires_at, ? + lease_microseconds)"
-_COUNT_CLAIMABLE = """
-SELECT COALESCE(SUM(held.instances), 0)
-FROM (
-    SELECT owner, COUNT(*) AS instances FROM instances
-    WHERE status IN ('pending', 'running', 'paused') GROUP BY owner) AS held
-WHERE NOT EXISTS (SELECT 1 FROM leases WHERE leases.owner = held.owner AND leases.expires_at > ?)"""
+_LIVE_OWNERS = "SELECT owner FROM leases WHERE expires_at > ?"
+_COUNT_OPEN = """
+SELECT owner, COUNT(*) FROM instances WHERE status IN ('pending', 'running', 'paused') GROUP BY owner"""
 _CLAIM = """
 UPDATE instances SET owner = :owner, epoch = epoch + 1
 WHERE instance_id IN (
@@ -45,18 +42,26 @@ class OwnershipTables(SqliteCore):
             lambda connection: connection.execute(_EXTEND_LEASES, (self.now(connection),)).rowcount
         )
 
-    async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> int:
-        """Begin or renew a lease; an older one of the same agent ends. Return how many instances may be claimed."""
+    async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> LeaseStanding:
+        """Begin or renew a lease; an older one of the same agent ends. Return how the engine stands then."""
         check_id(owner, "owner")
         check_id(agent_id, "agent_id")
         check_lease_seconds(lease_seconds)
         length = int(lease_seconds * 1_000_000)
 
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: sqlite3.Connection) -> LeaseStanding:
             now = self.now(connection)
+            had_one = owner in _live_owners(connection, now)
             connection.execute(_PUT_LEASE, (owner, agent_id, now + length, length))
             connection.execute(_END_OLDER_LEASES, (agent_id, owner))
-            return _claimable(connection, now)
+            live, held = _live_owners(connection, now), _open_by_owner(connection)
+            return LeaseStanding(
+                claimable=sum(count for holder, count in held.items() if holder not in live),
+                held=held.get(owner, 0),
+                open=sum(held.values()),
+                engines=len(live),
+                begun=not had_one,
+            )
 
         return await self.write(work)
 
@@ -96,5 +101,13 @@ class OwnershipTables(SqliteCore):
 
 
 def _claimable(connection: sqlite3.Connection, now: int) -> int:
-    (count,) = connection.execute(_COUNT_CLAIMABLE, (now,)).fetchone()
-    return int(count)
+    live = _live_owners(connection, now)
+    return sum(count for owner, count in _open_by_owner(connection).items() if owner not in live)
+
+
+def _live_owners(connection: sqlite3.Connection, now: int) -> frozenset[str]:
+    return frozenset(str(owner) for (owner,) in connection.execute(_LIVE_OWNERS, (now,)))
+
+
+def _open_by_owner(connection: sqlite3.Connection) -> dict[str, int]:
+    return {str(owner): int(count) for owner, count in connection.execute(_COUNT_OPEN)}

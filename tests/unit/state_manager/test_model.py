@@ -116,8 +116,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def keep_lease(self, owner: str) -> None:
         self.leases[owner] = self.clock.seconds + LEASE_SECONDS
-        count = self.run(self.storage.keep_lease(owner, owner, LEASE_SECONDS))
-        assert count == len(self.claimable())
+        standing = self.run(self.storage.keep_lease(owner, owner, LEASE_SECONDS))
+        assert standing.claimable == len(self.claimable())
 
     @rule(owner=OWNERS)
     def end_lease(self, owner: str) -> None:

@@ -436,10 +436,10 @@ async def test_instances_without_a_live_owner_are_claimed_oldest_first(storage: 
     for number in (2, 0, 1):
         await append(storage, f"i{number}", created_at=START + timedelta(seconds=number))
     await append(storage, "ended", status=InstanceStatus.COMPLETED)
-    assert await storage.keep_lease(OTHER, "other", 10) == 3
+    assert (await storage.keep_lease(OTHER, "other", 10)).claimable == 3
     rows = await storage.claim(OTHER, 2)
     assert [(row.instance_id, row.owner, row.epoch) for row in rows] == [("i0", OTHER, 2), ("i1", OTHER, 2)]
-    assert await storage.keep_lease(OTHER, "other", 10) == 1
+    assert (await storage.keep_lease(OTHER, "other", 10)).claimable == 1
     assert [row.instance_id for row in await storage.claim(OTHER, 50)] == ["i2"]
     assert await storage.claim(OTHER, 50) == []
 
@@ -455,7 +455,7 @@ async def test_claim_fences_the_owner_before(storage: Storage) -> None:
 
 async def test_live_lease_protects_and_ends_by_time(storage: Storage, clock: ManualClock) -> None:
     await append(storage, "i1")
-    assert await storage.keep_lease(ENGINE, "engine", 10) == 0
+    assert (await storage.keep_lease(ENGINE, "engine", 10)).claimable == 0
     assert await storage.claim(OTHER, 50) == []
     clock.advance(6)
     await storage.keep_lease(ENGINE, "engine", 10)
@@ -486,8 +486,31 @@ async def test_lease_can_be_ended_at_once(storage: Storage) -> None:
 async def test_new_session_of_an_agent_ends_its_old_lease(storage: Storage) -> None:
     await append(storage, "i1")
     await storage.keep_lease(ENGINE, "engine", 10)
-    assert await storage.keep_lease(OTHER, "engine", 10) == 1
+    assert (await storage.keep_lease(OTHER, "engine", 10)).claimable == 1
     assert [row.owner for row in await storage.claim(OTHER, 5)] == [OTHER]
+
+
+async def test_a_renewed_lease_says_how_the_engine_stands_among_the_others(storage: Storage) -> None:
+    await storage.keep_lease(ENGINE, "engine", 10)
+    for number in range(3):
+        await append(storage, f"mine{number}")
+    await append(storage, "ended", status=InstanceStatus.COMPLETED)
+    await append(storage, "theirs", owner=OTHER)
+    alone = await storage.keep_lease(ENGINE, "engine", 10)
+    await storage.keep_lease(OTHER, "other", 10)
+    both = await storage.keep_lease(ENGINE, "engine", 10)
+    assert (alone.held, alone.open, alone.engines, alone.claimable) == (3, 4, 1, 1)
+    assert (both.held, both.open, both.engines, both.claimable) == (3, 4, 2, 0)
+
+
+async def test_an_engine_is_told_that_its_lease_had_ended(storage: Storage, clock: ManualClock) -> None:
+    assert (await storage.keep_lease(ENGINE, "engine", 10)).begun
+    clock.advance(9)
+    assert not (await storage.keep_lease(ENGINE, "engine", 10)).begun
+    clock.advance(11)
+    assert (await storage.keep_lease(ENGINE, "engine", 10)).begun, "it ended by time, swept or not"
+    await storage.end_lease(ENGINE)
+    assert (await storage.keep_lease(ENGINE, "engine", 10)).begun, "somebody ended it"
 
 
 async def test_concurrent_claims_share_without_overlap(storage: Storage) -> None:
