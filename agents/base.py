@@ -9,6 +9,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
@@ -39,6 +40,7 @@ EXIT_USAGE = 2
 Handler = Callable[[Incoming], Awaitable[object]]
 
 
+@cache
 def product_version() -> str:
     """Return the installed version, or `dev` when run from a checkout."""
     try:
@@ -80,6 +82,8 @@ class Agent:
         self.metrics = CollectorRegistry()
         self.logger: structlog.stdlib.BoundLogger = structlog.get_logger(f"agents.{self.section_name}")
         self.failed = asyncio.Event()
+        self.exit_code = process.EXIT_FAILURE
+        """What the process ends with when `failed` is set."""
         self.mesh: MeshClient
         self._transport = transport
         self._port = self.agent_section.port if port is None else port
@@ -316,7 +320,7 @@ def main(agent_class: type[Agent], arguments: list[str] | None = None) -> NoRetu
             if starting.done():
                 starting.result()
                 await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
-            return 1 if agent.failed.is_set() else 0
+            return agent.exit_code if agent.failed.is_set() else 0
         finally:
             for waiter in (starting, stopped, failed):
                 waiter.cancel()

@@ -8,6 +8,7 @@ This module must never do anything: it only declares.
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -1507,8 +1508,9 @@ EVENT_ALERT_CHANGED = "alert.changed"
 EVENT_TASK_PROGRESS = "task.progress"
 
 
+@cache
 def schema_of(struct: type) -> dict[str, Any]:
-    """Return the JSON Schema of a struct, self-contained, as announced at registration."""
+    """Return the JSON Schema of a struct, self-contained, as announced at registration. It is made once: never change it."""
     (schema,), components = msgspec.json.schema_components((struct,), ref_template="#/$defs/{name}")
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     root = dict(components.pop(name)) if name else dict(schema)

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpcore
@@ -270,6 +271,7 @@ def _explain(host: str, port: int, refusal: str) -> str:
     )
 
 
+@cache
 def client_tls(*, verify: bool) -> ssl.SSLContext:
     """Return the TLS settings of outgoing requests. Without `verify` the peer's certificate is not looked at."""
     context = ssl.create_default_context()
