@@ -1,6 +1,7 @@
 """Real agent processes for tests: each on free ports of the loopback interface, with a data folder of its own."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 JOIN_SECONDS = 40.0
 END_SECONDS = 60.0
 STOP_SECONDS = 15.0
+PR_SET_PDEATHSIG = 1
 AGENTS = (
     "workflow_engine",
     "task_executor",
@@ -68,11 +70,20 @@ class Processes:
         """Start `python -m agents.AGENT` and return the process; `name` tells several apart."""
         return self.launch(name or agent, [sys.executable, "-m", f"agents.{agent}", "--port", "0"])
 
-    def launch(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a process that ends with the others; what it prints is in `log_of(name)`."""
+    def launch(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+        """Start a process that ends with the others; what it prints is in `log_of(name)`.
+
+        Args:
+            environment: Variables of this one process, over those of all.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=self.folder,
+                env={**self.environment, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_us,
             )
         self.running[name] = process
         return process
@@ -135,6 +146,15 @@ class Processes:
     def log_of(self, name: str) -> str:
         """Return what a process has printed."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _end_with_us() -> None:
+    """In the child: have the kernel end it when the tests are killed."""
+    if sys.platform == "linux":
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL.value, 0, 0, 0)
 
 
 @asynccontextmanager
