@@ -89,6 +89,7 @@ class SimulatedMesh:
         self.failures: list[str] = []
         """Ends of agents that nobody caused: their own background tasks failed."""
         self.frames = 0
+        self._sealed = ""
         self._digest = hashlib.blake2b(digest_size=16)
         self.network = SimulatedNetwork(loop, seed, self._note_frame)
         self._seed = seed
@@ -242,8 +243,14 @@ class SimulatedMesh:
         self._digest.update(f"{self.loop.time():.9f} {direction}\n".encode())
         self._digest.update(frame)
 
+    def seal(self) -> None:
+        """Take nothing more into the hash: what follows is tidying up."""
+        self._sealed = self.digest()
+
     def digest(self) -> str:
         """Return the hash over every frame and fault so far, and the whole log."""
+        if self._sealed:
+            return self._sealed
         digest = self._digest.copy()
         for event in self.store.events:
             digest.update(f"{event.offset} {event.instance_id} {event.seq}".encode())
