@@ -85,6 +85,8 @@ class LocalRunner:
             kind.section_name: {"drain_timeout_seconds": DRAIN_SECONDS} for kind in AGENTS
         }
         overrides["workflow_engine"]["load_workflows_on_start"] = False
+        if self._data_dir is None:
+            overrides["database"] = {"reserve_megabytes": 0}
         try:
             usual = load_settings(self._config)
             folder = usual.data_dir if self._data_dir is None else str(self._data_dir)

@@ -45,6 +45,8 @@ class MeshSettings(Section):
     """Host a router in this process when none answers at a loopback address."""
     api_key: str | None = None
     heartbeat_interval_seconds: Seconds = 30
+    lost_after_seconds: Seconds = 8
+    """A router or an agent that gives no sign of life for so long is lost; pings go out four times as often."""
     max_frame_bytes: Bytes = 8 * 1024 * 1024
 
 
@@ -195,6 +197,15 @@ class DatabaseSettings(Section):
     redis_url: str = "redis://localhost:6379"
     backup_interval_hours: Annotated[float, Field(ge=0, le=8760)] = 24
     backups_kept: Count = 7
+    reserve_megabytes: Annotated[int, Field(ge=0, le=10_240)] = 64
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 30
+
+    @field_validator("retention_days")
+    @classmethod
+    def _is_none_or_a_day(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError("at least 1 day, or 0 to keep everything")
+        return value
 
 
 class WebSettings(Section):

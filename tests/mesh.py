@@ -30,10 +30,11 @@ class Mesh:
 
     def __init__(self, folder: Path, overrides: Mapping[str, Any]) -> None:
         self.network = MemoryNetwork()
+        database = {"reserve_megabytes": 1, **overrides.get("database", {})}
         self.settings: Settings = load_settings(
             folder / "agent_config.yaml",
             environment={},
-            overrides={"data_dir": str(folder / "data"), **overrides},
+            overrides={"data_dir": str(folder / "data"), **overrides, "database": database},
         )
         self.router = Router(now=SystemClock().now, random=Random(1))
         self.client = MeshClient(

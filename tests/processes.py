@@ -51,6 +51,7 @@ class Processes:
             "PYTHONPATH": str(ROOT),
             "AMP_CONFIG": str(folder / "agent_config.yaml"),
             "AMP_DATA_DIR": str(folder / "data"),
+            "AMP_DATABASE__RESERVE_MEGABYTES": "1",
             "AMP_MESH__ROUTER_URL": self.router_url,
             "AMP_MESH__HOST_ROUTER": str(host_router).lower(),
             "AMP_WORKFLOW_ENGINE__LOAD_WORKFLOWS_ON_START": "false",

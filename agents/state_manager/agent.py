@@ -14,20 +14,25 @@ from agents.base import Agent
 from agents.state_manager.backups import Backups
 from agents.state_manager.cache import RedisLevel, StateCache
 from agents.state_manager.contexts import Contexts, shown
-from agents.state_manager.errors import StateManagerError, StoreLost
+from agents.state_manager.errors import StateManagerError, StoreDamaged, StoreLost
 from agents.state_manager.hints import LogHints
 from agents.state_manager.leases import LeaseWatch
+from agents.state_manager.retention import Retention
+from agents.state_manager.room import RESERVE_NAME, Room
+from agents.state_manager.room_watch import RoomWatch
 from agents.state_manager.states import States
 from agents.state_manager.storage.base import Storage, StoredContext, StoredState
 from agents.state_manager.storage.memory import MemoryStorage
 from agents.state_manager.storage.sqlite import SqliteStorage
 from agents.state_manager.store_clock import StoreClock
+from agents.state_manager.sweeper import Sweeper
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
 from orchestration import contracts
 from runtime.errors import RuntimeFault
 from runtime.ids import new_id
+from runtime.process import EXIT_UNUSABLE
 
 MEMORY_PATH = ":memory:"
 """With this `database.sqlite_path` nothing is written to disk and nothing survives the process."""
@@ -35,6 +40,13 @@ BACKUP_FOLDER = "backups"
 EVENT_CONTEXT_UPDATE = "context_update"
 
 Handler = Callable[[Incoming], Awaitable[object]]
+ALERT_SECONDS = 10.0
+STORE_FULL_ALERT = contracts.AlertCreateRequest(
+    alert_type="store_full",
+    severity="critical",
+    title="The disk of the store is full",
+    description="No new instance is taken; running ones go on from the reserve. Make room: it is noticed by itself.",
+)
 MAX_NEWEST_KEPT = 10_000
 """Workflows of which the hash of the newest definition is kept in memory."""
 
@@ -73,6 +85,17 @@ class StateManager(Agent):
         self._definitions_put = 0
         self.hints = LogHints(self._announce_log)
         self.leases = LeaseWatch(self.storage, store_clock, self._announce_claimable)
+        self.sweeper = Sweeper(
+            self.storage, store_clock, hint_overdue=self._announce_overdue, hint_inbox=self._announce_inbox
+        )
+        self.retention = Retention(
+            self.storage,
+            store_clock,
+            days=self.settings.database.retention_days,
+            forget=self.states.instances_purged,
+        )
+        self.room_watch = RoomWatch(self.storage, self._announce_room)
+        self._room_alert = ""
         self._count()
 
     async def on_ready(self) -> None:
@@ -81,6 +104,10 @@ class StateManager(Agent):
         self.hints.advanced(self.storage.last_offset)
         self.spawn(self.hints.run(), "hints")
         self.spawn(self.leases.run(), "leases")
+        self.spawn(self.sweeper.run(), "sweeper")
+        self.spawn(self.room_watch.run(), "room")
+        self.spawn(self.storage.check(), "check")
+        self.spawn(self.retention.run(), "retention")
         self.spawn(self.backups.run(), "backups")
         if self.cache.redis is not None:
             self.spawn(self.cache.redis.run(), "redis")
@@ -104,6 +131,8 @@ class StateManager(Agent):
             contracts.INSTANCE_CLAIM: self.claim,
             contracts.INSTANCE_GET: self.get_instance,
             contracts.INSTANCE_LIST: self.list_instances,
+            contracts.INSTANCE_ORPHANS: self.orphans,
+            contracts.STATE_PURGE: self.purge,
             contracts.DEFINITION_PUT: self.put_definition,
             contracts.DEFINITION_GET: self.get_definition,
             contracts.DEFINITION_LIST: self.list_definitions,
@@ -133,12 +162,14 @@ class StateManager(Agent):
             "store": {
                 "last_offset": self.storage.last_offset,
                 "trouble": self.storage.trouble,
+                "full": self.storage.room.is_full,
                 "last_backup": self.backups.last,
                 "backup_trouble": self.backups.trouble,
             },
             "redis": "off" if redis is None else redis.trouble or "used",
         }
-        if self.storage.trouble and hasattr(self, "mesh") and self.mesh.connected:
+        troubled = self.storage.trouble or self.storage.room.is_full
+        if troubled and hasattr(self, "mesh") and self.mesh.connected:
             facts["status"] = "degraded"
         return facts
 
@@ -172,6 +203,18 @@ class StateManager(Agent):
         """`instance-list`."""
         return await self.storage.list_instances(incoming.parameters)
 
+    async def orphans(self, incoming: Incoming) -> contracts.OrphansReply:
+        """`instance-orphans`."""
+        return await self.sweeper.answer(incoming.parameters.limit)
+
+    async def purge(self, incoming: Incoming) -> contracts.PurgeReply:
+        """`state-purge`."""
+        request: contracts.PurgeRequest = incoming.parameters
+        work = self.retention.count if request.dry_run else self.retention.purge
+        before = self.retention.ended_before(request.older_than_days)
+        purged = await work(request.older_than_days)
+        return contracts.PurgeReply(instances=purged.instances, events=purged.events, ended_before=before)
+
     # --- inboxes and ownership -----------------------------------------------------------------------------
 
     async def put_inbox(self, incoming: Incoming) -> contracts.InboxPutReply:
@@ -181,8 +224,7 @@ class StateManager(Agent):
     async def _put_inbox(self, request: contracts.InboxPutRequest) -> contracts.InboxPutReply:
         reply, owner = await self.storage.put_inbox(request)
         if reply.open:
-            hint = {"instance_id": request.instance_id, "owner": owner}
-            await self._publish(contracts.EVENT_INBOX_FILLED, hint, subscribers_only=True)
+            await self._announce_inbox(request.instance_id, owner)
         return reply
 
     async def read_inbox(self, incoming: Incoming) -> contracts.InboxReadReply:
@@ -359,6 +401,32 @@ class StateManager(Agent):
     async def _repeat_hint(self) -> None:
         self.hints.repeat()
 
+    async def _announce_inbox(self, instance_id: str, owner: str) -> None:
+        hint = {"instance_id": instance_id, "owner": owner}
+        await self._publish(contracts.EVENT_INBOX_FILLED, hint, subscribers_only=True)
+
+    async def _announce_overdue(self, instance_id: str, owner: str) -> None:
+        hint = {"instance_id": instance_id, "owner": owner}
+        await self._publish(contracts.EVENT_INSTANCE_OVERDUE, hint, subscribers_only=True)
+
+    async def _announce_room(self, is_full: bool) -> None:
+        """Raise an alert while the disk is full, and resolve it afterwards, if the monitor is there."""
+        try:
+            if is_full:
+                reply = await self.mesh.request(
+                    contracts.ALERT_CREATE.id, STORE_FULL_ALERT, reply_type=contracts.AlertCreateReply,
+                    timeout_seconds=ALERT_SECONDS,
+                )  # fmt: skip
+                self._room_alert = reply.alert_id
+            elif self._room_alert:
+                resolved = contracts.AlertUpdateRequest(alert_id=self._room_alert, resolved=True)
+                await self.mesh.request(
+                    contracts.ALERT_UPDATE.id, resolved, reply_type=contracts.AlertUpdateReply,
+                    timeout_seconds=ALERT_SECONDS,
+                )  # fmt: skip
+        except AmpError as error:
+            self.logger.warning("store_alert_not_told", is_full=is_full, code=error.code)
+
     async def _announce_claimable(self) -> None:
         await self._publish(contracts.EVENT_INSTANCES_CLAIMABLE, {}, subscribers_only=True)
 
@@ -383,11 +451,15 @@ class StateManager(Agent):
         path = self.settings.database.sqlite_path
         if path == MEMORY_PATH:
             return MemoryStorage(store_clock)
-        return SqliteStorage(Path(self.settings.data_dir) / path, store_clock, self._store_lost)
+        file = Path(self.settings.data_dir) / path
+        room = Room(file.parent / RESERVE_NAME, self.settings.database.reserve_megabytes * 1024 * 1024)
+        return SqliteStorage(file, store_clock, self._store_lost, room)
 
     def _store_lost(self, lost: StoreLost) -> None:
-        """The disk cannot be trusted any more: end, and open the store again."""
+        """The disk cannot be trusted any more: end, and open the store again. A damaged one is not opened again."""
         self.logger.critical("store_lost", reason=lost.message)
+        if isinstance(lost, StoreDamaged):
+            self.exit_code = EXIT_UNUSABLE
         self.failed.set()
 
     def _redis(self) -> RedisLevel | None:
@@ -423,6 +495,12 @@ class StateManager(Agent):
         Gauge("amp_store_queued_writes", "Writes that wait or run", registry=self.metrics).set_function(
             lambda: self.storage.queued_writes
         )
+        Gauge("amp_store_full", "1 while new work is refused", registry=self.metrics).set_function(
+            lambda: float(self.storage.room.is_full)
+        )
+        Gauge(
+            "amp_orphaned_instances", "Unfinished instances that nothing will wake", registry=self.metrics
+        ).set_function(lambda: float(self.sweeper.count))
         Gauge("amp_state_cache_hits", "States found in memory", registry=self.metrics).set_function(
             lambda: self.cache.hits
         )

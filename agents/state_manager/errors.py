@@ -11,7 +11,9 @@ StateManagerError
 ├── StoreFull                 INSUFFICIENT_RESOURCES  the disk has no room; nothing was stored
 ├── StoreFailed               INTERNAL_ERROR          the disk or the database refused; nothing was stored
 ├── StoreLost                 INTERNAL_ERROR          an fsync failed: the process must end and open the store again
+│   └── StoreDamaged          INTERNAL_ERROR          what was read is not what was written: the process must end
 └── StoreUnusable             STORE_UNUSABLE          refused at start: in use, damaged, or of another release
+    └── StoreNotReady         STORE_UNUSABLE          refused at start, and may be taken later: the disk is full
 """
 
 from typing import Any
@@ -106,8 +108,20 @@ class StoreLost(StateManagerError):
     retryable = True
 
 
+class StoreDamaged(StoreLost):
+    """What was read is not what was written. Nothing is served any more, and nothing is repaired."""
+
+    retryable = False
+
+
 class StoreUnusable(StateManagerError, RuntimeFault):
     """The store cannot be opened: in use, damaged, or written by another release. Nothing was changed."""
 
     code = "STORE_UNUSABLE"
     severity = "critical"
+
+
+class StoreNotReady(StoreUnusable):
+    """The store cannot be opened now because the disk is full. The next try may succeed."""
+
+    retryable = True

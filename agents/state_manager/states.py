@@ -116,6 +116,12 @@ class States:
         """Note that an id names an instance from now on, whatever state was kept under it."""
         self._cache.changed(instance_id, None)
 
+    def instances_purged(self, ids: Collection[str]) -> None:
+        """Forget what was kept of instances that are gone: their ids may be used again."""
+        for instance_id in ids:
+            self._cache.changed(instance_id, None)
+            self._variables.forget(instance_id)
+
     async def _history(self, state_id: str) -> list[dict[str, Any]]:
         return [
             {

@@ -60,6 +60,10 @@ class Variables:
         self._storage = storage
         self._folded: OrderedDict[str, Folded] = OrderedDict()
 
+    def forget(self, instance_id: str) -> None:
+        """Forget an instance that is gone."""
+        self._folded.pop(instance_id, None)
+
     async def of(self, row: InstanceRow) -> Folded:
         """Return the variables of an instance, at least up to the row's seq."""
         known = self._folded.pop(row.instance_id, None)

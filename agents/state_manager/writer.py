@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from agents.state_manager.errors import StoreBusy, StoreFailed, StoreFull, StoreLost
+from agents.state_manager.errors import StoreBusy, StoreDamaged, StoreFailed, StoreFull, StoreLost
+from amp import crash
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,9 @@ CHECKPOINT_WAL_BYTES = 4 * 1024 * 1024
 RETRY_AFTER_MILLISECONDS = 1000
 
 _FSYNC_FAILED = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
-_DAMAGED = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+_FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
+"""What a full file system says, and what a limit on the size of files says."""
 _ENVIRONMENT = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_BUSY",
                 "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_INTERRUPT")  # fmt: skip
 """Errors that are nobody's request's fault: they end the whole transaction."""
@@ -42,9 +45,11 @@ def error_name(error: sqlite3.Error) -> str:
 def store_error(error: sqlite3.Error) -> StoreFull | StoreFailed | StoreLost:
     """Return what an error of the database means for the callers of a transaction."""
     name = error_name(error)
-    if name in _FSYNC_FAILED or name.startswith(tuple(_DAMAGED)):
+    if name in _FSYNC_FAILED:
         return StoreLost(f"the store is lost ({name}): the state manager must be restarted", sqlite=name)
-    if name == "SQLITE_FULL" or name == "SQLITE_IOERR_WRITE":
+    if name.startswith(_DAMAGED):
+        return StoreDamaged(f"the store is damaged ({name}: {error})", sqlite=name)
+    if name in _FULL:
         return StoreFull(
             f"the disk of the store is full ({name}); nothing was stored, reading still works",
             sqlite=name,
@@ -74,16 +79,22 @@ class Writer:
         connect: Opens the connection; called once, in the writer's thread.
         wal_path: The write-ahead log, whose size decides about checkpoints.
         on_lost: Called on the event loop when the store is lost; no later request is accepted.
+        make_room: Called in the writer's thread when the disk is full; true when the group is worth another try.
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], wal_path: Path, on_lost: Callable[[StoreLost], None]
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        wal_path: Path,
+        on_lost: Callable[[StoreLost], None],
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.trouble = ""
         """Why the last transaction failed; empty when it did not."""
         self._connect = connect
         self._wal_path = wal_path
         self._on_lost = on_lost
+        self._make_room = make_room
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._waiting = 0
         self._thread: threading.Thread | None = None
@@ -132,6 +143,7 @@ class Writer:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting += 1
         self._queue.put(_Request(work, future))
+        crash.reach("store.request.queued")
         return cast(Result, await future)
 
     # --- the writer's thread -------------------------------------------------------------------------------
@@ -174,26 +186,41 @@ class Writer:
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Request]) -> StoreLost | None:
         """Write a group in one transaction; each request has its result or its error afterwards."""
+        refusal = self._try(connection, group)
+        if isinstance(refusal, StoreFull) and self._make_room():
+            for request in group:
+                request.result = request.error = None
+            refusal = self._try(connection, group)
+        if refusal is None:
+            return None
+        self.trouble = refusal.message
+        for request in group:
+            request.error = refusal
+        return refusal if isinstance(refusal, StoreLost) else None
+
+    def _try(
+        self, connection: sqlite3.Connection, group: list[_Request]
+    ) -> StoreFull | StoreFailed | StoreLost | None:
+        """Write a group once; return what hindered the transaction as a whole."""
         try:
             connection.execute("BEGIN IMMEDIATE")
+            crash.reach("store.group.begun")
             if len(group) == 1:
                 group[0].result = group[0].work(connection)
             else:
                 for request in group:
                     _perform(connection, request)
+                    crash.reach("store.group.between")
+            crash.reach("store.commit.before")
             connection.execute("COMMIT")
+            crash.reach("store.commit.after")
         except sqlite3.Error as error:
             _roll_back(connection)
-            refusal = store_error(error)
-            self.trouble = refusal.message
-            for request in group:
-                request.error = refusal
-            return refusal if isinstance(refusal, StoreLost) else None
-        except (
-            Exception
-        ) as error:  # boundary: the only request's own refusal; it is raised where submit() waits
+            return store_error(error)
+        except Exception as error:  # boundary: a request's own refusal; it is raised where submit() waits
             _roll_back(connection)
-            group[0].error = error
+            for request in group:
+                request.error = error
             return None
         self.trouble = ""
         self._commits += 1
@@ -209,7 +236,9 @@ class Writer:
         if urgency < (1 if self._queue.empty() else 4):
             return None
         try:
+            crash.reach("store.checkpoint.before")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            crash.reach("store.checkpoint.after")
         except sqlite3.Error as error:
             refusal = store_error(error)
             self.trouble = refusal.message

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents.state_manager.orphans import Suspect
+from agents.state_manager.room import Room
 from orchestration.contracts import (
     AppendBatch,
     AppendOutcome,
@@ -30,6 +32,10 @@ from orchestration.contracts import (
     LogReadRequest,
 )
 
+NO_ROOM = "the disk of the store is full: no new instance is taken until there is room"
+MAX_PURGED_INSTANCES = 100
+MAX_PURGED_EVENTS = 2000
+"""Most that one transaction of a purge removes, unless one instance alone has more."""
 MAX_PAGE_BYTES = 768 * 1024
 """A page of any listing ends after the row that passes this, however many rows were asked for."""
 MAX_HISTORY_ENTRIES = 50
@@ -105,6 +111,15 @@ class LeaseStanding:
     begun: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purged:
+    """What was removed, or would be."""
+
+    instances: int
+    events: int
+    instance_ids: tuple[str, ...] = ()
+
+
 DecideState = Callable[[StoredState | None], StateChange | None]
 """Gets the stored state, returns the new one, or None to leave nothing. May raise to change nothing."""
 DecideContext = Callable[[StoredContext | None], StoredContext]
@@ -124,6 +139,11 @@ class Storage(Protocol):
         ...
 
     @property
+    def room(self) -> Room:
+        """Whether there is room for new work; while there is none, it is refused and running work goes on."""
+        ...
+
+    @property
     def queued_writes(self) -> int:
         """How many writes wait or run."""
         ...
@@ -139,6 +159,14 @@ class Storage(Protocol):
 
     async def stop(self) -> None:
         """Write what is queued and close. Works twice, and before `start`."""
+        ...
+
+    async def check(self) -> None:
+        """Check, behind the work, what was not checked at the start. A finding is told as the loss of the store."""
+        ...
+
+    async def probe(self) -> None:
+        """Write a little. Raises StoreFull while there is no room."""
         ...
 
     # the log
@@ -185,6 +213,24 @@ class Storage(Protocol):
 
     async def claim(self, owner: str, limit: int) -> list[InstanceRow]:
         """Give unfinished instances without a live owner to this one, oldest first, each with its next epoch."""
+        ...
+
+    # upkeep
+
+    async def suspects(self, due_before: datetime, limit: int) -> list[Suspect]:
+        """Return unfinished instances without a live owner, without a wake reason, or due before that time."""
+        ...
+
+    async def unread_inboxes(self, put_before: datetime, limit: int) -> list[tuple[str, str]]:
+        """Return instances with an entry in their inbox that is older than that, each with its owner."""
+        ...
+
+    async def count_ended(self, ended_before: datetime) -> Purged:
+        """Return what `purge` would remove in all, without the ids."""
+        ...
+
+    async def purge(self, ended_before: datetime) -> Purged:
+        """Remove some instances that ended before that time with all that is theirs; nothing when none is left."""
         ...
 
     # definitions

@@ -4,6 +4,7 @@ Everything happens between two awaits, so every change is a transaction by itsel
 """
 
 import asyncio
+import bisect
 import contextlib
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -31,14 +32,20 @@ from agents.state_manager.fencing import (
     refused,
     stored_row,
 )
+from agents.state_manager.orphans import Suspect
+from agents.state_manager.room import Room
 from agents.state_manager.storage.base import (
     MAX_CONTEXTS,
     MAX_HISTORY_ENTRIES,
     MAX_PAGE_BYTES,
+    MAX_PURGED_EVENTS,
+    MAX_PURGED_INSTANCES,
+    NO_ROOM,
     DecideContext,
     DecideState,
     LeaseStanding,
     LeaseSweep,
+    Purged,
     StateVersion,
     StoredContext,
     StoredState,
@@ -74,9 +81,11 @@ class _MemoryLog:
     def __init__(self, clock: StoreClock) -> None:
         self.clock = clock
         self.trouble = ""
+        self.room = Room()
         self.queued_writes = 0
         self.created_at = clock.now()
         self._is_open = False
+        self._last_offset = 0
         self._events: list[EventRecord] = []
         self._logs: defaultdict[str, list[EventRecord]] = defaultdict(list)
         self._rows: dict[str, InstanceRow] = {}
@@ -88,7 +97,7 @@ class _MemoryLog:
     @property
     def last_offset(self) -> int:
         """The newest offset of the log."""
-        return len(self._events)
+        return self._last_offset
 
     async def start(self) -> None:
         """Open the store."""
@@ -97,6 +106,13 @@ class _MemoryLog:
     async def stop(self) -> None:
         """Close the store. What it holds stays until the object goes."""
         self._is_open = False
+
+    async def check(self) -> None:
+        """There is nothing to check."""
+
+    async def probe(self) -> None:
+        """There is always room."""
+        self._check_open()
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -117,6 +133,8 @@ class _MemoryLog:
         stored = self._rows.get(batch.instance_id)
         position = None if stored is None else Position(stored.owner, stored.epoch, stored.seq)
         verdict = judge_append(position, batch)
+        if verdict == "create" and self.room.is_full:
+            return AppendOutcome(instance_id=batch.instance_id, status="full", seq=0, reason=NO_ROOM)
         seq = 0 if stored is None else stored.seq
         if verdict in ("create", "extend"):
             return self._appended(batch, stored_row(batch, stored, self.clock.now()))
@@ -136,8 +154,9 @@ class _MemoryLog:
     def _appended(self, batch: AppendBatch, row: InstanceRow) -> AppendOutcome:
         log = self._logs[batch.instance_id]
         for event in batch.events:
+            self._last_offset += 1
             record = EventRecord(
-                offset=len(self._events) + 1,
+                offset=self._last_offset,
                 instance_id=batch.instance_id,
                 seq=len(log) + 1,
                 type=event.type,
@@ -166,7 +185,10 @@ class _MemoryLog:
         source = self._logs.get(request.instance_id or "", []) if of_instance else self._events
         found: list[EventRecord] = []
         size = 0
-        for event in source[request.after :]:
+        first = request.after
+        if not of_instance:
+            first = bisect.bisect_right(source, request.after, key=lambda event: event.offset)
+        for event in source[first:]:
             if request.types and event.type not in request.types:
                 continue
             size += len(event.data)
@@ -176,7 +198,7 @@ class _MemoryLog:
             found.append(event)
         if of_instance:
             return LogReadReply(events=found, next=found[-1].seq if found else request.after, end=True)
-        return LogReadReply(events=found, next=max(request.after, len(self._events)), end=True)
+        return LogReadReply(events=found, next=max(request.after, self._last_offset), end=True)
 
     async def get_instance(self, instance_id: str) -> InstanceRow | None:
         """Return an instance's row."""
@@ -294,7 +316,78 @@ class _MemoryLog:
         return frozenset(owner for owner, (_, expiry) in self._leases.items() if expiry > now)
 
 
-class MemoryStorage(_MemoryLog):
+class _MemoryUpkeep(_MemoryLog):
+    """Suspects for the sweeper, and the removal of what is old."""
+
+    async def suspects(self, due_before: datetime, limit: int) -> list[Suspect]:
+        """Return unfinished instances without a live owner, without a wake reason, or due before that time."""
+        self._check_open()
+        ownerless = {row.instance_id for row in self._claimable()}
+        found = [
+            Suspect(
+                instance_id=row.instance_id,
+                workflow_id=row.workflow_id,
+                status=row.status,
+                owner=row.owner,
+                wake_at=row.wake_at,
+                wake_reason=row.wake_reason,
+                owner_lives=row.instance_id not in ownerless,
+            )
+            for row in self._rows.values()
+            if not row.status.is_final
+            and (
+                row.instance_id in ownerless
+                or row.wake_at is None
+                or row.wake_at <= due_before
+                or not row.wake_reason
+            )
+        ]
+        return found[:limit]
+
+    async def unread_inboxes(self, put_before: datetime, limit: int) -> list[tuple[str, str]]:
+        """Return instances with an entry in their inbox that is older than that, each with its owner."""
+        self._check_open()
+        found = dict.fromkeys(item.instance_id for item in self._inbox.values() if item.at <= put_before)
+        return [(instance_id, self._rows[instance_id].owner) for instance_id in found][:limit]
+
+    async def count_ended(self, ended_before: datetime) -> Purged:
+        """Return what `purge` would remove in all, without the ids."""
+        self._check_open()
+        found = self._ended(ended_before)
+        return Purged(instances=len(found), events=sum(row.seq for row in found))
+
+    async def purge(self, ended_before: datetime) -> Purged:
+        """Remove some instances that ended before that time with all that is theirs; nothing when none is left."""
+        self._check_open()
+        ids: list[str] = []
+        events = 0
+        for row in self._ended(ended_before)[:MAX_PURGED_INSTANCES]:
+            if ids and events + row.seq > MAX_PURGED_EVENTS:
+                break
+            ids.append(row.instance_id)
+            events += row.seq
+        for instance_id in ids:
+            self._remove(instance_id)
+        gone = set(ids)
+        self._events = [event for event in self._events if event.instance_id not in gone]
+        return Purged(instances=len(ids), events=events, instance_ids=tuple(ids))
+
+    def _ended(self, before: datetime) -> list[InstanceRow]:
+        ended = [
+            (row.completed_at, row)
+            for row in self._rows.values()
+            if row.status.is_final and row.completed_at is not None and row.completed_at < before
+        ]
+        return [row for _, row in sorted(ended, key=lambda item: item[0])]
+
+    def _remove(self, instance_id: str) -> None:
+        del self._rows[instance_id]
+        self._logs.pop(instance_id, None)
+        self._inbox_keys.pop(instance_id, None)
+        self._inbox = {key: item for key, item in self._inbox.items() if item.instance_id != instance_id}
+
+
+class MemoryStorage(_MemoryUpkeep):
     """Everything of one store, in this process's memory. See `storage.base.Storage`."""
 
     def __init__(self, clock: StoreClock) -> None:
@@ -305,6 +398,11 @@ class MemoryStorage(_MemoryLog):
         self._states: dict[str, StoredState] = {}
         self._history: defaultdict[str, list[StateVersion]] = defaultdict(list)
         self._contexts: dict[str, StoredContext] = {}
+
+    def _remove(self, instance_id: str) -> None:
+        super()._remove(instance_id)
+        self._states.pop(instance_id, None)
+        self._history.pop(instance_id, None)
 
     # --- definitions ---------------------------------------------------------------------------------------
 
@@ -322,6 +420,7 @@ class MemoryStorage(_MemoryLog):
             overwrite=request.overwrite,
         )
         if status in ("created", "updated"):
+            self.room.refuse_new()
             self._definitions.setdefault(
                 definition.hash, msgspec.structs.replace(definition, created_at=self.clock.now())
             )
@@ -373,6 +472,7 @@ class MemoryStorage(_MemoryLog):
             self._states.pop(state_id, None)
             self._history.pop(state_id, None)
             return None
+        self.room.refuse_new()
         now = self.clock.now()
         changed = StoredState(
             workflow_instance_id=state_id,
@@ -445,6 +545,7 @@ class MemoryStorage(_MemoryLog):
             if context.expires_at is None or context.expires_at > now
         }
         context = decide(live.get(context_id))
+        self.room.refuse_new()
         if context_id not in live and len(live) >= MAX_CONTEXTS:
             raise StoreBusy(f"{MAX_CONTEXTS} contexts are stored already; give them a time to live")
         self._contexts = {**live, context_id: context}

@@ -11,11 +11,13 @@ import aiosqlite
 
 from agents.state_manager.errors import BackupNotFound, InvalidRequest, StoreFailed
 from agents.state_manager.storage.base import StoredState
-from agents.state_manager.storage.sqlite_core import CHUNK_ROWS, PRIVATE_FILE, PRIVATE_FOLDER, read_only_uri
+from agents.state_manager.storage.connections import read_only_uri
+from agents.state_manager.storage.sqlite_core import CHUNK_ROWS, PRIVATE_FILE, PRIVATE_FOLDER
 from agents.state_manager.storage.sqlite_definitions import DefinitionTables
 from agents.state_manager.storage.sqlite_log import LogTables
 from agents.state_manager.storage.sqlite_ownership import OwnershipTables
 from agents.state_manager.storage.sqlite_states import ContextTables, StateTables, state_of
+from agents.state_manager.storage.sqlite_upkeep import UpkeepTables
 from agents.state_manager.writer import store_error
 
 _SCAN_BACKUP = """
@@ -23,7 +25,7 @@ SELECT workflow_instance_id, state_data, version, created_at, updated_at
 FROM workflow_states ORDER BY updated_at, workflow_instance_id"""
 
 
-class SqliteStorage(LogTables, OwnershipTables, DefinitionTables, StateTables, ContextTables):
+class SqliteStorage(LogTables, OwnershipTables, UpkeepTables, DefinitionTables, StateTables, ContextTables):
     """Everything durable in one SQLite file. See `storage.base.Storage`."""
 
     async def start(self) -> None:

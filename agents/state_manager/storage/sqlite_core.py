@@ -5,6 +5,7 @@ that was answered, and never wait for the writer.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -14,11 +15,21 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import aiosqlite
 
-from agents.state_manager.errors import StoreFailed, StoreLost, StoreUnusable
+from agents.state_manager.errors import (
+    StateManagerError,
+    StoreDamaged,
+    StoreFailed,
+    StoreFull,
+    StoreLost,
+    StoreNotReady,
+    StoreUnusable,
+)
+from agents.state_manager.room import Room
+from agents.state_manager.storage import start_checks
+from agents.state_manager.storage.connections import read_only_uri
 from agents.state_manager.storage.migrate import SQLITE_MIGRATIONS, migrate, read_migrations
 from agents.state_manager.store_clock import StoreClock, from_microseconds
 from agents.state_manager.writer import Writer, error_name, store_error
@@ -44,6 +55,8 @@ _READ_FACT = "SELECT value FROM store_facts WHERE name = ?"
 _READ_CREATED_AT = "SELECT applied_at FROM schema_versions WHERE version = 1"
 _READ_LAST_OFFSET = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _CLOCK = "clock_microseconds"
+_CLEAN_STOP = "clean_stop"
+"""1 from an orderly stop until the next start, else 0."""
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -57,11 +70,6 @@ _PRAGMAS = (
 )
 
 
-def read_only_uri(path: Path, *, immutable: bool = False) -> str:
-    """Return the URI that opens a file for reading only."""
-    return f"file:{quote(str(path))}?mode=ro" + ("&immutable=1" if immutable else "")
-
-
 class SqliteCore:
     """The connections of one SQLite store.
 
@@ -69,18 +77,27 @@ class SqliteCore:
         path: The database file; its folder is created.
         clock: The store's clock; it goes on from what an earlier process has reached.
         on_lost: Called once when an fsync failed or the file is damaged; the process must then end.
+        room: Whether there is room for new work.
     """
 
-    def __init__(self, path: Path, clock: StoreClock, on_lost: Callable[[StoreLost], None]) -> None:
+    def __init__(
+        self, path: Path, clock: StoreClock, on_lost: Callable[[StoreLost], None], room: Room | None = None
+    ) -> None:
         self.path = path.absolute()
         self.clock = clock
+        self.room = room or Room()
+        self.was_stopped_in_order = True
+        """Whether the process before closed the store."""
+        self._is_checked = True
+        self._background_check: start_checks.BackgroundCheck | None = None
+        self._lost: StoreLost | None = None
         self._offset = 0
         """The last offset handed out, in the writer's thread."""
         self._saved_clock = 0
         self._created_at = clock.now()
         self._on_lost = on_lost
         self._committed_offset = 0
-        self._writer = Writer(self._open_writer, Path(f"{self.path}-wal"), on_lost)
+        self._writer = Writer(self._open_writer, Path(f"{self.path}-wal"), self._note_lost, self.room.give)
         self._readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
         self._connections: list[aiosqlite.Connection] = []
         self._lock_file: int | None = None
@@ -109,6 +126,7 @@ class SqliteCore:
         """Lock, check, migrate and open the store."""
         self._lock()
         try:
+            start_checks.refuse_marked(self.path)
             await self._writer.start()
             for _ in range(READERS):
                 self._connections.append(await self._open_reader())
@@ -119,8 +137,18 @@ class SqliteCore:
         self._committed_offset = self._offset
 
     async def stop(self) -> None:
-        """Close the readers, then the writer, which moves the log into the file. Works twice."""
+        """Close the readers, then the writer, which moves the log into the file. Works twice.
+
+        A store that was lost is left as it is: the readers close last then, and cannot move anything.
+        """
+        if self._background_check is not None:
+            self._background_check.stop()
         connections, self._connections = self._connections, []
+        if self._lost is not None:
+            await self._writer.stop()
+        elif connections:
+            with contextlib.suppress(StateManagerError):
+                await self.write(lambda connection: connection.execute(_SAVE_FACT, (_CLEAN_STOP, 1)).rowcount)
         for connection in connections:
             await connection.close()
         self._readers = asyncio.Queue(READERS)
@@ -129,7 +157,31 @@ class SqliteCore:
             os.close(self._lock_file)
             self._lock_file = None
 
+    async def check(self) -> None:
+        """Check, behind the work, what was not checked at the start. A finding ends the process through `on_lost`."""
+        if self._is_checked:
+            return
+        check = start_checks.BackgroundCheck(self.path, full=not self.was_stopped_in_order)
+        self._background_check = check
+        found = await asyncio.to_thread(check.run)
+        if found is not None:
+            self._note_lost(found)
+            return
+        self._is_checked = True
+        logger.info("store_checked", extra={"path": str(self.path)})
+
+    def _note_lost(self, lost: StoreLost) -> None:
+        if self._lost is None:
+            self._lost = lost
+            if isinstance(lost, StoreDamaged):
+                start_checks.mark_damaged(self.path, lost.message)
+            self._on_lost(lost)
+
     # --- writing -------------------------------------------------------------------------------------------
+
+    async def probe(self) -> None:
+        """Write a little. Raises StoreFull while there is no room."""
+        await self.write(lambda connection: connection.execute(_SAVE_FACT, (_CLEAN_STOP, 0)).rowcount)
 
     async def write(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Return what `work` returned once it is durable. See `Writer.submit`."""
@@ -152,33 +204,42 @@ class SqliteCore:
         return now
 
     def _open_writer(self) -> sqlite3.Connection:
-        """Open the writing connection, in the writer's thread."""
+        """Open the writing connection, in the writer's thread. On a full disk the reserve is given up for it."""
         try:
+            return self._open_once()
+        except StoreNotReady:
+            if not self.room.give():
+                raise
+            return self._open_once()
+
+    def _open_once(self) -> sqlite3.Connection:
+        probe: sqlite3.Connection | None = None
+        connection: sqlite3.Connection | None = None
+        try:
+            probe = start_checks.open_probe(self.path)
             connection = sqlite3.connect(
                 self.path, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS, cached_statements=256
             )
-        except sqlite3.Error as error:
-            raise StoreUnusable(f"{self.path} cannot be opened: {error}") from error
-        try:
             self._prepare(connection)
+            self.room.open()
         except sqlite3.Error as error:
-            connection.close()
+            _close(connection)
+            if isinstance(store_error(error), StoreFull):
+                raise StoreNotReady(f"{self.path} cannot be opened: the disk is full") from error
             raise StoreUnusable(
                 f"{self.path} is not a usable store ({error_name(error)}): {error}"
             ) from error
         except BaseException:
-            connection.close()
+            _close(connection)
             raise
+        finally:
+            _close(probe)
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         for pragma in _PRAGMAS:
             connection.execute(pragma).fetchall()
-        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if finding != "ok":
-            raise StoreUnusable(
-                f"{self.path} is damaged ({finding}); restore a backup, or use another data_dir"
-            )
+        checked_now = start_checks.check_at_once(connection, self.path)
         count = migrate(connection, read_migrations(SQLITE_MIGRATIONS), self.clock.now_microseconds())
         if count:
             logger.info("store_migrated", extra={"path": str(self.path), "migrations": count})
@@ -188,6 +249,12 @@ class SqliteCore:
         self._offset = int(row[0]) if row else 0
         row = connection.execute(_READ_FACT, (_CLOCK,)).fetchone()
         self.clock.not_before(int(row[0]) if row else 0)
+        row = connection.execute(_READ_FACT, (_CLEAN_STOP,)).fetchone()
+        self.was_stopped_in_order = row is None or row[0] == 1
+        self._is_checked = checked_now and self.was_stopped_in_order
+        connection.execute(_SAVE_FACT, (_CLEAN_STOP, 0))
+        if not self.was_stopped_in_order:
+            logger.warning("store_was_not_closed", extra={"path": str(self.path)})
 
     def _lock(self) -> None:
         """Take the store for this process alone, by a lock that the system lets go when the process ends."""
@@ -225,7 +292,7 @@ class SqliteCore:
         except sqlite3.Error as error:
             refusal = store_error(error)
             if isinstance(refusal, StoreLost):
-                self._on_lost(refusal)
+                self._note_lost(refusal)
             raise refusal from error
         finally:
             self._readers.put_nowait(connection)
@@ -260,3 +327,8 @@ class SqliteCore:
             while chunk := list(await cursor.fetchmany(CHUNK_ROWS)):
                 for row in chunk:
                     yield row
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        connection.close()

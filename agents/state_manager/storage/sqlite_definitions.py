@@ -69,6 +69,7 @@ class DefinitionTables(SqliteCore):
             overwrite=request.overwrite,
         )
         if status in ("created", "updated"):
+            self.room.refuse_new()
             values = (
                 *key, definition.name, definition.hash, content, definition.source, definition.format,
                 self.now(connection),

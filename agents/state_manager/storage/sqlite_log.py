@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from agents.state_manager.errors import StoreBusy
+from agents.state_manager.errors import StoreBusy, StoreDamaged
 from agents.state_manager.fencing import (
     MAX_INBOX_ITEMS,
     OPEN_STATUSES,
@@ -20,7 +20,8 @@ from agents.state_manager.fencing import (
     refused,
     stored_row,
 )
-from agents.state_manager.storage.base import MAX_PAGE_BYTES, MAX_SCANNED_EVENTS
+from agents.state_manager.storage.base import MAX_PAGE_BYTES, MAX_SCANNED_EVENTS, NO_ROOM
+from agents.state_manager.storage.event_rows import record_of, values_of
 from agents.state_manager.storage.listing import check_listing, read_cursor, write_cursor
 from agents.state_manager.storage.sqlite_core import Row, SqliteCore
 from agents.state_manager.store_clock import (
@@ -64,19 +65,21 @@ UPDATE instances SET workflow_version = ?, workflow_name = ?, definition_hash = 
     error_message = ?, started_by = ?, seq = ?
 WHERE instance_id = ? AND owner = ? AND epoch = ? AND seq = ?"""
 _READ_POSITION = "SELECT owner, epoch, seq FROM instances WHERE instance_id = ?"
-_INSERT_EVENT = "INSERT INTO events (offset, instance_id, seq, type, at, data) VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_EVENT = (
+    "INSERT INTO events (offset, instance_id, seq, type, at, data, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 _READ_STORED = (
     "SELECT type, data, offset FROM events WHERE instance_id = ? AND seq > ? AND seq <= ? ORDER BY seq"
 )
 _READ_LOG = """
-SELECT offset, instance_id, seq, type, at, CAST(data AS BLOB) FROM events
+SELECT offset, instance_id, seq, type, at, CAST(data AS BLOB), checksum FROM events
 WHERE offset > :after AND offset <= :until ORDER BY offset LIMIT :limit"""
 _READ_LOG_TYPES = """
-SELECT offset, instance_id, seq, type, at, CAST(data AS BLOB) FROM events
+SELECT offset, instance_id, seq, type, at, CAST(data AS BLOB), checksum FROM events
 WHERE offset > :after AND offset <= :until AND type IN (SELECT value FROM json_each(:types))
 ORDER BY offset LIMIT :limit"""
 _READ_INSTANCE_LOG = """
-SELECT offset, instance_id, seq, type, at, CAST(data AS BLOB) FROM events
+SELECT offset, instance_id, seq, type, at, CAST(data AS BLOB), checksum FROM events
 WHERE instance_id = :instance_id AND seq > :after AND (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))
 ORDER BY seq LIMIT :limit"""
 
@@ -164,6 +167,8 @@ class LogTables(SqliteCore):
         found = connection.execute(_READ_POSITION, (batch.instance_id,)).fetchone()
         stored = None if found is None else Position(*found)
         verdict = judge_append(stored, batch)
+        if verdict == "create" and self.room.is_full:
+            return AppendOutcome(instance_id=batch.instance_id, status="full", seq=0, reason=NO_ROOM)
         if verdict == "create":
             connection.execute(_INSERT_INSTANCE, row_values(row))
             return self._appended(connection, batch, row)
@@ -186,9 +191,7 @@ class LogTables(SqliteCore):
         rows = []
         for seq, event in enumerate(batch.events, batch.expected_seq + 1):
             self._offset += 1
-            rows.append(
-                (self._offset, batch.instance_id, seq, event.type, to_microseconds(event.at), _text(event))
-            )
+            rows.append(values_of(self._offset, batch.instance_id, seq, event))
         if len(rows) == 1:
             connection.execute(_INSERT_EVENT, rows[0])
         elif rows:
@@ -216,12 +219,19 @@ class LogTables(SqliteCore):
         }
         statement = _READ_LOG_TYPES if request.types else _READ_LOG
         rows, was_cut = await self.read_some(statement, values, _event_bytes, MAX_PAGE_BYTES)
+        events = self._records(rows)
         if was_cut or len(rows) == request.limit:
-            return LogReadReply(
-                events=[_event(row) for row in rows], next=rows[-1][0], end=rows[-1][0] >= newest
-            )
+            return LogReadReply(events=events, next=rows[-1][0], end=rows[-1][0] >= newest)
         reached = max(request.after, until)
-        return LogReadReply(events=[_event(row) for row in rows], next=reached, end=reached >= newest)
+        return LogReadReply(events=events, next=reached, end=reached >= newest)
+
+    def _records(self, rows: list[Row]) -> list[EventRecord]:
+        """Return the events in rows. Damage ends the process: nothing more of this store is served."""
+        try:
+            return [record_of(row) for row in rows]
+        except StoreDamaged as damaged:
+            self._note_lost(damaged)
+            raise
 
     async def _read_instance_log(self, request: LogReadRequest) -> LogReadReply:
         values = {
@@ -233,7 +243,7 @@ class LogTables(SqliteCore):
         rows, was_cut = await self.read_some(_READ_INSTANCE_LOG, values, _event_bytes, MAX_PAGE_BYTES)
         more = was_cut or len(rows) == request.limit
         reached = rows[-1][2] if rows else request.after
-        return LogReadReply(events=[_event(row) for row in rows], next=reached, end=not more)
+        return LogReadReply(events=self._records(rows), next=reached, end=not more)
 
     # --- instances -----------------------------------------------------------------------------------------
 
@@ -325,18 +335,6 @@ def _offset_of_repeat(connection: sqlite3.Connection, batch: AppendBatch) -> int
 
 def _event_bytes(row: Row) -> int:
     return len(row[5])
-
-
-def _event(row: Row) -> EventRecord:
-    offset, instance_id, seq, type_, at, data = row
-    return EventRecord(
-        offset=offset,
-        instance_id=instance_id,
-        seq=seq,
-        type=type_,
-        at=from_microseconds(at),
-        data=msgspec.Raw(data),
-    )
 
 
 def _inbox_item(row: Row) -> InboxItem:

@@ -104,6 +104,7 @@ class StateTables(SqliteCore):
             for statement in (_DELETE_STATE, _DELETE_HISTORY, _DELETE_TEXTS):
                 connection.execute(statement, (state_id,))
             return None
+        self.room.refuse_new()
         now = self.now(connection)
         version = 1 if stored is None else stored.version + 1
         created_at = now if stored is None else to_microseconds(stored.created_at)
@@ -165,6 +166,7 @@ class ContextTables(SqliteCore):
             connection.execute(_DROP_EXPIRED, (now,))
             row = connection.execute(_READ_CONTEXT, (context_id, now)).fetchone()
             context = decide(None if row is None else _context_of(row))
+            self.room.refuse_new()
             if row is None and connection.execute(_COUNT_CONTEXTS).fetchone()[0] >= MAX_CONTEXTS:
                 raise StoreBusy(f"{MAX_CONTEXTS} contexts are stored already; give them a time to live")
             connection.execute(_PUT_CONTEXT, _context_values(context))

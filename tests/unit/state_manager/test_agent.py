@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agents.state_manager import StateManager
+from agents.state_manager import StateManager, room_watch, sweeper
 from agents.state_manager.errors import StoreLost, StoreUnusable
+from amp.capability import Capability, Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError, ContextNotFound, InsufficientResources, InvalidParameters, ValidationFailed
 from amp.router import Router
@@ -38,6 +39,7 @@ class World:
     """A router, a state manager and clients."""
 
     def __init__(self, folder: Path, **sections: Any) -> None:
+        sections.setdefault("database", {})["reserve_megabytes"] = 1
         self.settings = Settings(data_dir=str(folder), **sections)
         self.network = MemoryNetwork()
         self.router = Router(now=SystemClock().now, random=Random(1))
@@ -61,7 +63,7 @@ class World:
     async def start(self) -> None:
         await self.manager.start(wait_seconds=WAIT_SECONDS)
         client = await self.client()
-        for pattern in ("log.*", "inbox.*", "instances.*", "state.*", "context_update"):
+        for pattern in ("log.*", "inbox.*", "instance.*", "instances.*", "state.*", "context_update"):
             await client.subscribe(pattern, lambda event: self.events.append((event.event_type, event.data)))
 
     async def stop(self) -> None:
@@ -434,15 +436,105 @@ async def test_full_disk_refuses_and_goes_on_reading(world: World) -> None:
     pages = await storage.write(lambda connection: connection.execute("PRAGMA page_count").fetchone()[0])
     await storage.write(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchall())
     big = make_event(data=b'"' + b"x" * 100_000 + b'"')
+    assert (await world.append("i2", events=[big])).status == "full"
+    assert (await world.append("i1", 1)).status == "ok", "running work goes on in what room there is"
+    assert world.manager.health()["status"] == "degraded"
+    assert world.manager.health()["store"]["full"]
     with pytest.raises(InsufficientResources) as caught:
-        await world.append("i2", events=[big])
+        await world.append("i1", 2, events=[big])
     assert caught.value.retryable
     assert caught.value.details["retry_after_ms"] > 0
-    assert world.manager.health()["status"] == "degraded"
-    assert len((await world.ask(contracts.LOG_READ)).events) == 1
+    with pytest.raises(InsufficientResources, match="nothing new is taken"):
+        await world.ask(contracts.STATE_SET, workflow_instance_id="s", state={"a": 1})
+    assert len((await world.ask(contracts.LOG_READ)).events) == 2
     await storage.write(lambda connection: connection.execute("PRAGMA max_page_count = 100000").fetchall())
+    assert await storage.room.recover(storage.probe)
     assert (await world.append("i2", events=[big])).status == "ok"
     assert "status" not in world.manager.health()
+
+
+async def test_full_disk_is_an_alert_and_over_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_watch, "RETRY_SECONDS", 0.01)
+    world = World(tmp_path)
+    asked: list[Any] = []
+
+    async def create(incoming: Incoming) -> contracts.AlertCreateReply:
+        asked.append(incoming.parameters)
+        return contracts.AlertCreateReply(alert_id="a1", created=True)
+
+    async def update(incoming: Incoming) -> contracts.AlertUpdateReply:
+        asked.append(incoming.parameters)
+        return contracts.AlertUpdateReply(alert={}, updated=True)
+
+    monitor = MeshClient(
+        AgentIdentity(id="monitor", session_id="m1"),
+        world.network.transport(),
+        offers=[
+            Offer(capability=Capability(id=contract.id), handler=handler, parameters_type=contract.request)
+            for contract, handler in ((contracts.ALERT_CREATE, create), (contracts.ALERT_UPDATE, update))
+        ],
+        random=Random(9),
+    )
+    await monitor.start(wait_seconds=WAIT_SECONDS)
+    world.clients.append(monitor)
+    await world.start()
+    world.clients.reverse()
+    try:
+        world.manager.storage.room.give()
+        await until(lambda: len(asked) == 2)
+        assert (asked[0].alert_type, asked[0].severity) == ("store_full", "critical")
+        assert (asked[1].alert_id, asked[1].resolved) == ("a1", True)
+        assert (await world.append("i1")).status == "ok"
+    finally:
+        await world.stop()
+
+
+async def test_orphans_are_answered_hinted_and_counted(world: World) -> None:
+    past = SystemClock().now() - timedelta(seconds=100)
+    await world.manager.storage.keep_lease(ENGINE, "engine", 60)
+    await world.append("late", wake_at=past, wake_reason="task a runs")
+    await world.append("blind", wake_at=past)
+    await world.append("well", wake_at=past + timedelta(days=1), wake_reason="task a runs")
+    reply = await world.ask(contracts.INSTANCE_ORPHANS)
+    assert reply.count == 2
+    assert {orphan.instance_id: orphan.code for orphan in reply.orphans} == {
+        "late": "overdue",
+        "blind": "no_wake_reason",
+    }
+    await world.manager.sweeper.sweep()
+    assert (await world.event("instance.overdue", instance_id="late"))["owner"] == ENGINE
+    assert world.manager.metrics.get_sample_value("amp_orphaned_instances") == 2
+
+
+async def test_unread_inbox_is_hinted_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "UNREAD_SECONDS", 0.0)
+    await world.append("i1")
+    await world.ask(contracts.INBOX_PUT, instance_id="i1", kind="pause")
+    await world.event("inbox.filled", instance_id="i1")
+    world.events.clear()
+    await world.manager.sweeper.sweep()
+    assert (await world.event("inbox.filled", instance_id="i1"))["owner"] == ENGINE
+
+
+async def test_purge_removes_what_ended_long_ago_and_all_that_is_its(world: World) -> None:
+    old = SystemClock().now() - timedelta(days=3)
+    for name, status, ended in (
+        ("old", InstanceStatus.COMPLETED, old),
+        ("young", InstanceStatus.FAILED, old + timedelta(days=2.5)),
+        ("open", InstanceStatus.RUNNING, None),
+    ):
+        await world.append(name, events=2, status=status, completed_at=ended)
+    count = await world.ask(contracts.STATE_PURGE, older_than_days=2, dry_run=True)
+    assert (count.instances, count.events) == (1, 2)
+    assert (await world.ask(contracts.INSTANCE_GET, instance_id="old")).row is not None
+    purged = await world.ask(contracts.STATE_PURGE, older_than_days=2)
+    assert (purged.instances, purged.events) == (1, 2)
+    assert (await world.ask(contracts.INSTANCE_GET, instance_id="old")).row is None
+    assert [event.offset for event in (await world.ask(contracts.LOG_READ)).events] == [3, 4, 5, 6]
+    with pytest.raises(InvalidParameters):
+        await world.ask(contracts.STATE_PURGE, older_than_days=0.5)
 
 
 async def test_memory_store_serves_the_same_mesh(tmp_path: Path) -> None:

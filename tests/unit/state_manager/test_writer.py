@@ -13,6 +13,7 @@ from agents.state_manager.errors import (
     InvalidRequest,
     StateManagerError,
     StoreBusy,
+    StoreDamaged,
     StoreFailed,
     StoreFull,
     StoreLost,
@@ -130,7 +131,8 @@ async def test_single_failing_request_is_undone(bench: Bench) -> None:
         ("COMMIT", "SQLITE_IOERR", StoreFailed, False),
         ("COMMIT", "SQLITE_IOERR_FSYNC", StoreLost, True),
         ("COMMIT", "SQLITE_IOERR_DIR_FSYNC", StoreLost, True),
-        ("INSERT", "SQLITE_CORRUPT", StoreLost, True),
+        ("COMMIT", "SQLITE_IOERR_SHMSIZE", StoreFull, False),
+        ("INSERT", "SQLITE_CORRUPT", StoreDamaged, True),
     ],
 )
 @pytest.mark.parametrize("together", [1, 5])
@@ -146,9 +148,9 @@ async def test_error_of_the_disk_stores_nothing_and_answers_all(
     assert all(name in str(result) for result in results)
     assert name in bench.writer.trouble
     bench.disk.failing = {}
-    assert [type(lost) for lost in bench.lost] == ([StoreLost] if is_lost else [])
+    assert [type(lost) for lost in bench.lost] == ([expected] if is_lost else [])
     if is_lost:
-        with pytest.raises(StoreLost):
+        with pytest.raises(expected):
             await bench.insert(7)
         assert bench.stored() == [100]
     else:
