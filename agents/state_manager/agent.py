@@ -3,6 +3,7 @@
 It decides nothing: who may append is `fencing`'s decision, what a change makes of a state `state_values`'.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -26,6 +27,7 @@ from agents.state_manager.storage.memory import MemoryStorage
 from agents.state_manager.storage.sqlite import SqliteStorage
 from agents.state_manager.store_clock import StoreClock
 from agents.state_manager.sweeper import Sweeper
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
@@ -108,6 +110,7 @@ class StateManager(Agent):
         self.spawn(self.room_watch.run(), "room")
         self.spawn(self.storage.check(), "check")
         self.spawn(self.retention.run(), "retention")
+        await asyncio.to_thread(self.backups.remove_unfinished)
         self.spawn(self.backups.run(), "backups")
         if self.cache.redis is not None:
             self.spawn(self.cache.redis.run(), "redis")
@@ -396,6 +399,7 @@ class StateManager(Agent):
             self.logger.debug("hint_lost", event_type=event_type, code=error.code)
 
     async def _announce_log(self, offset: int) -> None:
+        crash.reach("store.hint.before")
         await self._publish(contracts.EVENT_LOG_ADVANCED, {"offset": offset}, subscribers_only=True)
 
     async def _repeat_hint(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
@@ -10,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from agents.state_manager.errors import BackupNotFound, InvalidRequest, StateManagerError
-from agents.state_manager.storage.base import Storage, StoredState
+from agents.state_manager.storage.base import UNFINISHED_SUFFIX, Storage, StoredState
 from runtime.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ RETRY_SECONDS = 600.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _AUTOMATIC = re.compile(r"auto-(\d{8}T\d{6})Z\.db")
 _STAMP = "%Y%m%dT%H%M%S"
+_UNFINISHED = re.compile(rf"\..+\.(\d+){re.escape(UNFINISHED_SUFFIX)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,16 @@ class Backups:
             )
         return restored
 
+    def remove_unfinished(self) -> None:
+        """Remove copies that a process which is gone has begun."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            match = _UNFINISHED.fullmatch(path.name)
+            if match is not None and not _lives_elsewhere(int(match[1])):
+                path.unlink(missing_ok=True)
+                logger.info("backup_removed", extra={"path": str(path)})
+
     async def run(self) -> None:
         """Back up whenever the interval is over, counted from the newest automatic copy, for ever."""
         while self._interval:
@@ -131,3 +143,14 @@ class Backups:
         for _, path in self._automatic()[: -self._kept]:
             path.unlink(missing_ok=True)
             logger.info("backup_removed", extra={"path": str(path)})
+
+
+def _lives_elsewhere(pid: int) -> bool:
+    """Return whether another process of that id is there: perhaps an operator's, writing a copy now."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid != os.getpid()

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from agents.state_manager.errors import StateManagerError
 from agents.state_manager.storage.base import Storage
 from agents.state_manager.store_clock import StoreClock
+from amp import crash
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class LeaseWatch:
             logger.warning(
                 "leases_expired", extra={"owners": list(sweep.ended), "claimable": sweep.claimable}
             )
+            crash.reach("store.lease.swept")
         if sweep.ended and sweep.claimable:
             await self._announce()
         self._next = sweep.next_expiry

@@ -36,6 +36,8 @@ NO_ROOM = "the disk of the store is full: no new instance is taken until there i
 MAX_PURGED_INSTANCES = 100
 MAX_PURGED_EVENTS = 2000
 """Most that one transaction of a purge removes, unless one instance alone has more."""
+UNFINISHED_SUFFIX = ".unfinished"
+"""How a copy ends that is being written: `.NAME.PID.unfinished`."""
 MAX_PAGE_BYTES = 768 * 1024
 """A page of any listing ends after the row that passes this, however many rows were asked for."""
 MAX_HISTORY_ENTRIES = 50

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.state_manager.errors import StoreUnusable
+from amp import crash
 
 SQLITE_MIGRATIONS = Path(__file__).parent / "migrations" / "sqlite"
 
@@ -70,6 +71,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration], now
             connection.execute(
                 _INSERT_VERSION, (migration.version, migration.name, migration.checksum, now_microseconds)
             )
+        crash.reach("store.migration.before_commit")
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         if connection.in_transaction:

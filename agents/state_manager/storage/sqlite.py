@@ -10,7 +10,7 @@ from pathlib import Path
 import aiosqlite
 
 from agents.state_manager.errors import BackupNotFound, InvalidRequest, StoreFailed
-from agents.state_manager.storage.base import StoredState
+from agents.state_manager.storage.base import UNFINISHED_SUFFIX, StoredState
 from agents.state_manager.storage.connections import read_only_uri
 from agents.state_manager.storage.sqlite_core import CHUNK_ROWS, PRIVATE_FILE, PRIVATE_FOLDER
 from agents.state_manager.storage.sqlite_definitions import DefinitionTables
@@ -19,6 +19,7 @@ from agents.state_manager.storage.sqlite_ownership import OwnershipTables
 from agents.state_manager.storage.sqlite_states import ContextTables, StateTables, state_of
 from agents.state_manager.storage.sqlite_upkeep import UpkeepTables
 from agents.state_manager.writer import store_error
+from amp import crash
 
 _SCAN_BACKUP = """
 SELECT workflow_instance_id, state_data, version, created_at, updated_at
@@ -58,7 +59,7 @@ def _copy(source: Path, target: Path) -> int:
     target.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     if target.exists():
         raise InvalidRequest(f"a backup {target.name!r} exists already; choose another name")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED_SUFFIX}")
     try:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
@@ -74,6 +75,7 @@ def _copy(source: Path, target: Path) -> int:
                 raise StoreFailed(f"the copy is damaged ({finding})")
         _sync(unfinished)
         size = unfinished.stat().st_size
+        crash.reach("store.backup.copied")
         unfinished.replace(target)
         _sync(target.parent)
         return size

@@ -1,6 +1,9 @@
 """Backups by order and by the clock."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,3 +80,19 @@ async def test_overdue_backup_is_made_at_once_and_old_ones_go(
 async def test_interval_of_0_means_never(storage: Storage, tmp_path: Path, clock: ManualClock) -> None:
     await make_backups(storage, tmp_path / "backups", clock, hours=0).run()
     assert not (tmp_path / "backups").exists()
+
+
+async def test_copies_that_a_dead_process_began_are_removed(
+    storage: Storage, tmp_path: Path, clock: ManualClock
+) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
+        ended.wait()
+    left = [f".a.db.{ended.pid}.unfinished", f".b.db.{os.getpid()}.unfinished"]
+    kept = [f".c.db.{os.getppid()}.unfinished", "mine.unfinished", ".d.db.x.unfinished", "auto-mine.db"]
+    for name in (*left, *kept):
+        (folder / name).write_text("")
+    make_backups(storage, folder, clock).remove_unfinished()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+    make_backups(storage, tmp_path / "none", clock).remove_unfinished()
