@@ -17,7 +17,7 @@ from amp.router import Router, RouterLimits, utc_now
 from amp.security import Credentials, is_loopback
 from amp.transports.base import ConnectFailed, Connection
 from amp.transports.memory import MemoryNetwork
-from amp.transports.websocket import DEFAULT_MAX_FRAME_BYTES, WebSocketTransport
+from amp.transports.websocket import DEFAULT_MAX_FRAME_BYTES, LOST_AFTER_SECONDS, WebSocketTransport
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +34,19 @@ class HostingTransport:
         api_key: str | None = None,
         host_router: bool = True,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        lost_after_seconds: float = LOST_AFTER_SECONDS,
         now: Callable[[], datetime] = utc_now,
         random: Random | None = None,
     ) -> None:
-        self._websocket = WebSocketTransport(url, api_key=api_key, max_frame_bytes=max_frame_bytes)
+        self._websocket = WebSocketTransport(
+            url, api_key=api_key, max_frame_bytes=max_frame_bytes, lost_after_seconds=lost_after_seconds
+        )
         parts = urlsplit(url)
         self._host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
         self._port = parts.port or DEFAULT_PORT
         self._may_host = host_router and parts.scheme == "ws" and self._port > 0 and is_loopback(self._host)
         self._credentials = Credentials(api_keys={api_key: None} if api_key else {})
-        self._limits = RouterLimits(max_frame_bytes=max_frame_bytes)
+        self._limits = RouterLimits(max_frame_bytes=max_frame_bytes, lost_after_seconds=lost_after_seconds)
         self._now = now
         self._random = random
         self._network = MemoryNetwork()

@@ -7,11 +7,11 @@ refused, and on loopback so is every Host that is not this machine. Any other ad
 import asyncio
 import logging
 import socket
-import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from amp.caller import CALLER, Caller
 from amp.errors import AmpError, AuthenticationFailed, AuthorizationFailed, LocalProtocolError
@@ -20,7 +20,8 @@ from amp.link import Link
 from amp.metrics import exposition
 from amp.rest import RegistryApi
 from amp.security import is_loopback
-from amp.transports.base import ConnectionClosed, NotText
+from amp.server_socket import ServerSocket, accept_key
+from amp.watch import Watch
 
 if TYPE_CHECKING:
     from amp.router import Router
@@ -28,18 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SOCKET_PATHS = ("/amp/v1/ws", "/ws", "/")
-PING_INTERVAL_SECONDS = 15.0
-CLOSE_TIMEOUT_SECONDS = 1.0
 SHUTDOWN_TIMEOUT_SECONDS = 2.0
 BACKLOG = 512
-WRITE_LIMIT_BYTES = 256 * 1024
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-
-_FINAL_TEXT = 0x81
-_HEADER_SHORT = struct.Struct("!BB").pack
-_HEADER_MEDIUM = struct.Struct("!BBH").pack
-_HEADER_LONG = struct.Struct("!BBQ").pack
-MAX_REASON_BYTES = 120
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -51,6 +43,7 @@ class HttpServer:
         self._router = router
         self._binding = HttpBinding(router)
         self._registry = RegistryApi(router)
+        self._watch = Watch(router.limits.lost_after_seconds)
         self._runner: web.AppRunner | None = None
         self._loopback = True
         self._host = ""
@@ -92,6 +85,7 @@ class HttpServer:
         """Stop listening. Works twice."""
         runner, self._runner = self._runner, None
         self._binding.stop()
+        self._watch.stop()
         if runner is not None:
             await runner.cleanup()
 
@@ -139,27 +133,27 @@ class HttpServer:
     # --- routes ---------------------------------------------------------------------------------------------
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
-        socket_response = web.WebSocketResponse(
-            compress=False,
-            max_msg_size=2 * self._router.limits.max_frame_bytes,
-            heartbeat=PING_INTERVAL_SECONDS,
-            timeout=CLOSE_TIMEOUT_SECONDS,
-            writer_limit=WRITE_LIMIT_BYTES,
-        )
-        if not socket_response.can_prepare(request):
+        key = accept_key(request.headers)
+        transport = request.transport
+        if key is None or transport is None:
             return web.json_response(
                 {"protocol": "AMP/1.0", "websocket": SOCKET_PATHS[0], "health": "/health"}
             )
         if self._router.connections >= self._router.limits.max_connections:
             raise AmpError("INSUFFICIENT_RESOURCES", "too many connections", {"retry_after_ms": 1000})
-        await socket_response.prepare(request)
-        transport = request.transport
-        if transport is None:
-            return socket_response
-        link = Link(_ServerSocket(socket_response, transport))
+        server_socket = ServerSocket(
+            transport, request.protocol, max_bytes=2 * self._router.limits.max_frame_bytes
+        )
+        server_socket.accept(key)
+        link = Link(server_socket)
         member = self._router.admit(link, "websocket", pinned_agent_id=request[CALLER].agent_id)
-        await self._router.read(member, link)
-        return socket_response
+        server_socket.on_binary = partial(self._router.refuse_binary, member.session)
+        self._watch.add(server_socket, member.session)
+        try:
+            await self._router.read(member, link)
+        finally:
+            self._watch.remove(server_socket)
+        return web.Response()
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -173,57 +167,6 @@ class HttpServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=exposition(self._router), content_type="text/plain", charset="utf-8")
-
-
-class _ServerSocket:
-    """The router's end of a WebSocket.
-
-    It writes whole unmasked text frames (RFC 6455, 5.2) straight to the transport while that keeps up; frames of the
-    library itself are whole too, so the two never mix. A peer that does not read is left to the library's flow control.
-    """
-
-    def __init__(self, response: web.WebSocketResponse, transport: asyncio.Transport) -> None:
-        self._response = response
-        self._transport = transport
-        self._ended = False
-
-    def write(self, frame: bytes) -> bool:
-        transport = self._transport
-        if self._ended or transport.is_closing() or transport.get_write_buffer_size() > WRITE_LIMIT_BYTES:
-            return False
-        length = len(frame)
-        if length < 126:
-            transport.write(_HEADER_SHORT(_FINAL_TEXT, length) + frame)
-        elif length < 65536:
-            transport.write(_HEADER_MEDIUM(_FINAL_TEXT, 126, length) + frame)
-        else:
-            transport.write(_HEADER_LONG(_FINAL_TEXT, 127, length))
-            transport.write(frame)
-        return True
-
-    async def send(self, frame: bytes) -> None:
-        try:
-            await self._response.send_frame(frame, WSMsgType.TEXT)
-        except (ConnectionError, RuntimeError) as error:
-            raise ConnectionClosed(str(error)) from None
-
-    async def receive(self) -> str:
-        message = await self._response.receive()
-        if message.type is WSMsgType.TEXT:
-            text: str = message.data
-            return text
-        if message.type is WSMsgType.BINARY:
-            raise NotText
-        self._ended = True
-        raise ConnectionClosed("the client closed the connection", code=self._response.close_code or 1006)
-
-    async def listen(self, on_frame: Callable[[bytes | str], None]) -> None:
-        while True:
-            on_frame(await self.receive())
-
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        self._ended = True
-        await self._response.close(code=code, message=reason.encode()[:MAX_REASON_BYTES])
 
 
 STATUS_BY_CODE = {

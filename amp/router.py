@@ -10,9 +10,11 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from random import Random, SystemRandom
 
+from amp import crash
 from amp.actions import Action, Announce, Close, Fanout, Forward, Tell
 from amp.codec import Item, Refusal, decode, encode
 from amp.envelope import (
@@ -30,11 +32,12 @@ from amp.envelope import (
 from amp.errors import AmpError, InsufficientResources, InvalidSchema
 from amp.http_server import HttpServer
 from amp.link import Link, Outbox
-from amp.routing import Routing, RoutingLimits
+from amp.routing import CLOSE_REPLACED, Routing, RoutingLimits
 from amp.security import Credentials, check_signature
 from amp.session import Registration, Session
-from amp.transports.base import ConnectionClosed, NotText
+from amp.transports.base import ConnectionClosed, DirectConnection, NotText
 from amp.transports.memory import MemoryConnection, MemoryNetwork
+from amp.transports.websocket import LOST_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class RouterLimits:
 
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     max_connections: int = MAX_CONNECTIONS
+    lost_after_seconds: float = LOST_AFTER_SECONDS
     routing: RoutingLimits = field(default_factory=RoutingLimits)
 
 
@@ -153,11 +157,13 @@ class Router:
         """Handle a connection's frames until it ends, then tell the mesh that its agent is lost."""
         session, connection = member.session, link.connection
         try:
+            if isinstance(connection, DirectConnection):
+                await connection.listen(partial(self.receive, session))
             while True:
                 try:
                     self.receive(session, await connection.receive())
                 except NotText:
-                    self._refuse(session, InvalidSchema("frames must be text"))
+                    self.refuse_binary(session)
         except ConnectionClosed:
             return
         finally:
@@ -205,6 +211,7 @@ class Router:
     def receive(self, session: Session, data: bytes | str) -> None:
         """Handle one frame. Whatever is wrong with it is answered with an error; the connection stays."""
         self.frames_in += 1
+        crash.reach("router.frame.read")
         limit = self.limits.max_frame_bytes
         if len(data) > limit:
             details = {"limit_bytes": limit}
@@ -230,9 +237,11 @@ class Router:
                     self._refuse(session, error, item.message.id)
                     return
             known = session.agent_id
-            self.perform(self.routing.handle(session, item, self.now_ms(), self.now()))
+            actions = self.routing.handle(session, item, self.now_ms(), self.now())
             if session.agent_id != known:
+                crash.reach("router.registration.before_answer")
                 logger.info("agent_connected", extra={"agent_id": session.agent_id, "kind": session.kind})
+            self.perform(actions)
             self._arm()
         elif isinstance(item, Refusal):
             self._refuse(session, item.error, item.message_id)
@@ -241,6 +250,10 @@ class Router:
         frame = json.loads(data)
         envelope = frame if index is None else frame[index]
         check_signature(envelope["message"], self.credentials.signing_keys, self.now())
+
+    def refuse_binary(self, session: Session) -> None:
+        """Answer a frame that was not text."""
+        self._refuse(session, InvalidSchema("frames must be text"))
 
     def _refuse(self, session: Session, error: AmpError, message_id: str | None = None) -> None:
         self._tell(self.routing.refuse(session, message_id, error))
@@ -298,6 +311,8 @@ class Router:
         if member is None:
             return
         is_request = envelope.message.type == MessageType.REQUEST
+        if not is_request:
+            crash.reach("router.reply.before")
         if member.outbox.push(encode(envelope), reserve=1 if is_request else 2):
             self.frames_out += 1
         elif is_request:
@@ -306,7 +321,9 @@ class Router:
             self._close(session, CLOSE_SLOW, "the client does not read its replies")
 
     def _fan_out(self, sessions: Iterable[Session], frame: bytes) -> None:
-        for session in sessions:
+        for number, session in enumerate(sessions):
+            if number:
+                crash.reach("router.forward.between")
             member = self._members.get(session.key)
             if member is None:
                 continue
@@ -365,6 +382,8 @@ class Router:
         member = self._members.get(session.key)
         if member is None:
             return
+        if code == CLOSE_REPLACED:
+            crash.reach("router.takeover.before")
         logger.warning(
             "connection_closed", extra={"agent_id": session.agent_id, "code": code, "reason": reason}
         )

@@ -9,9 +9,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from amp import crash
 from amp.errors import AmpError
 from amp.router import DEFAULT_MAX_FRAME_BYTES, Router, RouterLimits
 from amp.security import Credentials
+from amp.transports.websocket import LOST_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"let only clients with a key in, optionally one agent each; also ${API_KEY_VARIABLE}",
     )
     parser.add_argument("--max-frame-bytes", type=int, default=DEFAULT_MAX_FRAME_BYTES)
+    parser.add_argument(
+        "--lost-after-seconds",
+        type=float,
+        default=LOST_AFTER_SECONDS,
+        help=f"a client that is silent for so long is lost (default {LOST_AFTER_SECONDS:g})",
+    )
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser
 
@@ -89,9 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.setFormatter(_WithFacts("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=options.log_level, handlers=[output])
     try:
+        crash.arm_from_environment()
         credentials = credentials_of(options.api_key, os.environ)
-        router = Router(limits=RouterLimits(max_frame_bytes=options.max_frame_bytes), credentials=credentials)
+        limits = RouterLimits(
+            max_frame_bytes=options.max_frame_bytes, lost_after_seconds=options.lost_after_seconds
+        )
+        router = Router(limits=limits, credentials=credentials)
         _run(router, options.host, options.port)
+    except ValueError as error:
+        sys.stderr.write(f"amp.router: {error}\n")
+        sys.exit(EXIT_USAGE)
     except AmpError as error:
         sys.stderr.write(f"amp.router: {error.message}\n")
         sys.exit(EXIT_USAGE)

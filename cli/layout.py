@@ -207,6 +207,7 @@ def _router(settings: Settings, shared: Mapping[str, str]) -> ChildSpec:
         command=(
             *(sys.executable, "-m", "amp.router", "--host", host, "--port", port),
             *("--max-frame-bytes", str(settings.mesh.max_frame_bytes)),
+            *("--lost-after-seconds", str(settings.mesh.lost_after_seconds)),
             *("--log-level", "ERROR" if level == "CRITICAL" else level),
         ),
         environment=shared,

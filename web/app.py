@@ -37,6 +37,7 @@ def mesh_transport(settings: Settings) -> HostingTransport:
         api_key=mesh.api_key,
         host_router=mesh.host_router,
         max_frame_bytes=mesh.max_frame_bytes,
+        lost_after_seconds=mesh.lost_after_seconds,
     )
 
 

@@ -17,8 +17,10 @@ from amp.transports.base import ConnectFailed, Connection, ConnectionClosed
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
 OPEN_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 1.0
-PING_INTERVAL_SECONDS = 10.0
-PING_TIMEOUT_SECONDS = 10.0
+LOST_AFTER_SECONDS = 8.0
+"""After so long without a sign of life the router counts as lost."""
+PINGS = 4
+"""How many pings fit into that time: the first must be answered within the rest of it."""
 MAX_READ_AHEAD_FRAMES = 64
 WRITE_BUFFER_BYTES = 1024 * 1024
 _FINAL_TEXT = 0x81
@@ -35,6 +37,7 @@ class WebSocketTransport:
         api_key: str | None = None,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         connect_timeout_seconds: float = OPEN_TIMEOUT_SECONDS,
+        lost_after_seconds: float = LOST_AFTER_SECONDS,
     ) -> None:
         if urlsplit(url).scheme not in ("ws", "wss") or not urlsplit(url).hostname:
             raise LocalProtocolError(
@@ -44,6 +47,8 @@ class WebSocketTransport:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
         self._max_frame_bytes = max_frame_bytes
         self._connect_timeout_seconds = connect_timeout_seconds
+        self._ping_interval_seconds = lost_after_seconds / PINGS
+        self._ping_timeout_seconds = lost_after_seconds - self._ping_interval_seconds
 
     async def connect(self) -> Connection:
         """Return a new connection. Raises ConnectFailed; it is permanent when the router refuses the key."""
@@ -56,8 +61,8 @@ class WebSocketTransport:
                 proxy=None,
                 open_timeout=self._connect_timeout_seconds,
                 close_timeout=CLOSE_TIMEOUT_SECONDS,
-                ping_interval=PING_INTERVAL_SECONDS,
-                ping_timeout=PING_TIMEOUT_SECONDS,
+                ping_interval=self._ping_interval_seconds,
+                ping_timeout=self._ping_timeout_seconds,
                 max_size=2 * self._max_frame_bytes,
                 max_queue=MAX_READ_AHEAD_FRAMES,
                 write_limit=WRITE_BUFFER_BYTES,
