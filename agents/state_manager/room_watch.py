@@ -34,6 +34,7 @@ class RoomWatch:
             await self._wake.wait()
             self._wake.clear()
             await self._announce(True)
+            await asyncio.sleep(RETRY_SECONDS)
             while not await room.recover(self._storage.probe):  # noqa: ASYNC110 - a disk tells nobody
                 await asyncio.sleep(RETRY_SECONDS)
             await self._announce(False)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -87,8 +86,8 @@ async def test_copies_that_a_dead_process_began_are_removed(
 ) -> None:
     folder = tmp_path / "backups"
     folder.mkdir()
-    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
-        ended.wait()
+    ended = await asyncio.create_subprocess_exec(sys.executable, "-c", "pass")
+    await ended.wait()
     left = [f".a.db.{ended.pid}.unfinished", f".b.db.{os.getpid()}.unfinished"]
     kept = [f".c.db.{os.getppid()}.unfinished", "mine.unfinished", ".d.db.x.unfinished", "auto-mine.db"]
     for name in (*left, *kept):
