@@ -107,9 +107,12 @@ class LogReader:
         )
 
     async def _log_reaches_us(self) -> bool:
-        """Return whether the log has the event that we read last. Hints may be late, so they prove nothing."""
+        """Return whether the log goes as far as we have read. Hints may be late, so they prove nothing.
+
+        The event that we read last may have been purged since; how far the log goes is told all the same.
+        """
         reply = await self._read(LogReadRequest(after=self.offset - 1, limit=1))
-        return bool(reply.events)
+        return reply.next >= self.offset
 
     async def _start_over(self) -> None:
         logger.warning("log_rewound", extra={"offset": self.offset})

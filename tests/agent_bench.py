@@ -54,11 +54,13 @@ class FakeLog:
 
     def __init__(self) -> None:
         self.records: list[EventRecord] = []
+        self.newest = 0
         self.reads = 0
 
     def add(self, instance_id: str, event: events.Event) -> EventRecord:
+        self.newest += 1
         record = EventRecord(
-            offset=len(self.records) + 1,
+            offset=self.newest,
             instance_id=instance_id,
             seq=1 + sum(1 for each in self.records if each.instance_id == instance_id),
             type=events.type_of(event),
@@ -73,8 +75,8 @@ class FakeLog:
         self.reads += 1
         scanned = [each for each in self.records if each.offset > request.after][: request.limit]
         found = [each for each in scanned if not request.types or each.type in request.types]
-        newest = scanned[-1].offset if scanned else request.after
-        return contracts.LogReadReply(events=found, next=newest, end=newest >= len(self.records))
+        reached = scanned[-1].offset if len(scanned) == request.limit else max(request.after, self.newest)
+        return contracts.LogReadReply(events=found, next=reached, end=reached >= self.newest)
 
 
 def offer(contract: contracts.Contract, handler: Callable[[Incoming], Awaitable[object]]) -> Offer:

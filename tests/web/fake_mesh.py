@@ -59,6 +59,7 @@ class FakeMesh:
         self.on_disconnected: list[Callable[[], Awaitable[None]]] = []
         self.connected = True
         self.log: list[contracts.EventRecord] = []
+        self.purged_to = 0
         self.rows: dict[str, contracts.InstanceRow] = {}
         self.task_states: dict[str, dict[str, str]] = {}
         self.definitions: dict[str, contracts.DefinitionRecord] = {}
@@ -126,7 +127,7 @@ class FakeMesh:
             row = self._row_after(row, kind, fact)
             self.log.append(
                 contracts.EventRecord(
-                    offset=len(self.log) + 1,
+                    offset=self.newest + 1,
                     instance_id=instance_id,
                     seq=row.seq,
                     type=kind,
@@ -142,7 +143,7 @@ class FakeMesh:
         current = [task_id for task_id, state in states.items() if state in ("running", "retrying", "ready")]
         self.rows[instance_id] = msgspec.structs.replace(row, task_counts=counts, current_tasks=current)
         if hint:
-            self.publish("log.advanced", {"offset": len(self.log)})
+            self.publish("log.advanced", {"offset": self.newest})
 
     def _row_after(self, row: contracts.InstanceRow, kind: str, fact: Any) -> contracts.InstanceRow:
         changes: dict[str, Any] = {"seq": row.seq + 1, "updated_at": fact.at}
@@ -195,17 +196,25 @@ class FakeMesh:
             for agent_id, offered in self.agents.items()
         ]
 
+    @property
+    def newest(self) -> int:
+        """The log's newest offset, which outlives the event that had it."""
+        return max(self.purged_to, self.log[-1].offset if self.log else 0)
+
     def _log_read(self, request: contracts.LogReadRequest) -> contracts.LogReadReply:
         if request.instance_id is None:
-            found = list(self.log[request.after :])
+            found = [record for record in self.log if record.offset > request.after]
             key = "offset"
         else:
             found = [r for r in self.log if r.instance_id == request.instance_id and r.seq > request.after]
             key = "seq"
         found = [record for record in found if not request.types or record.type in request.types]
         page = found[: request.limit]
+        is_end = len(found) <= request.limit
         last = getattr(page[-1], key) if page else request.after
-        return contracts.LogReadReply(events=page, next=last, end=len(found) <= request.limit)
+        if key == "offset" and is_end:
+            last = max(last, self.newest)
+        return contracts.LogReadReply(events=page, next=last, end=is_end)
 
     def _instance_get(self, request: contracts.InstanceGetRequest) -> contracts.InstanceGetReply:
         return contracts.InstanceGetReply(row=self.rows.get(request.instance_id))

@@ -200,6 +200,21 @@ async def test_another_log_makes_everybody_begin_anew(http: aiohttp.ClientSessio
     assert snapshot["data"]["instance"]["inputs"] == {"name": "again"}
 
 
+async def test_purged_end_of_the_log_is_still_the_same_log(
+    http: aiohttp.ClientSession, mesh: FakeMesh
+) -> None:
+    page = await connect(http)
+    mesh.emit("ins_1", *many(5))
+    await page.watch("instance:ins_1")
+    mesh.emit("ins_1", *many(1))
+    await page.hear("events")
+    mesh.purged_to = mesh.newest
+    mesh.log.clear()
+    mesh.publish("log.advanced", {"offset": 1})
+    mesh.emit("ins_1", *many(1))
+    assert (await page.hear("events", "resync"))["op"] == "events"
+
+
 @pytest.mark.parametrize(
     ("topic", "code"),
     [

@@ -104,7 +104,7 @@ class LogTail:
         """Read to the end of the log and hand everything over."""
         if self._suspicious and self._position:
             self._suspicious = False
-            if not (await self._read(self._position - 1, 1)).events:
+            if (await self._read(self._position - 1, 1)).next < self._position:
                 logger.warning("log_rewound", extra={"offset": self._position})
                 self._position = None
                 self._on_other_log()

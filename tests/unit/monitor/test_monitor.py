@@ -180,6 +180,7 @@ async def test_another_log_is_counted_anew(bench: Bench, log: FakeLog) -> None:
         run(log, name)
     await caught_up(bench, log)
     log.records.clear()
+    log.newest = 0
     run(log, "new", workflow_id="other")
     await bench.client.publish("log.advanced", {"offset": len(log.records)})
     await until(lambda: bench.agent.health()["log_offset"] == len(log.records))
@@ -197,6 +198,21 @@ async def test_late_hint_does_not_count_anew(bench: Bench, log: FakeLog) -> None
     bench.clock.advance(minutes=1)
     flow = (await bench.ask("metrics-get", {"metric_type": "workflow"}))["metrics"]["flow"]
     assert flow["total_executions"] == 1
+
+
+async def test_purged_end_of_the_log_is_still_the_same_log(bench: Bench, log: FakeLog) -> None:
+    run(log, "a")
+    await caught_up(bench, log)
+    log.records.clear()
+    reads = log.reads
+    await bench.client.publish("log.advanced", {"offset": 1})
+    await until(lambda: log.reads > reads + 1)
+    run(log, "b")
+    await bench.client.publish("log.advanced", {"offset": log.newest})
+    await until(lambda: bench.agent.health()["log_offset"] == log.newest)
+    bench.clock.advance(minutes=1)
+    flow = (await bench.ask("metrics-get", {"metric_type": "workflow"}))["metrics"]["flow"]
+    assert flow["total_executions"] == 2
 
 
 async def test_retention_forgets_what_is_too_old(bench: Bench, log: FakeLog) -> None:
