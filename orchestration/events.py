@@ -125,13 +125,33 @@ class AttemptLost(Fact, frozen=True, kw_only=True, tag="task.attempt_lost"):
     reason: str = ""
 
 
+class TaskOutcomeUnknown(Fact, frozen=True, kw_only=True, tag="task.outcome_unknown"):
+    """Nobody knows whether a lost attempt did work that must not be repeated. Its `token` stays current."""
+
+    task_id: str
+    attempt: int
+    token: str
+    reason: str = ""
+
+
+class TaskReconciling(Fact, frozen=True, kw_only=True, tag="task.reconciling"):
+    """The task `reconcile` is run, for the first time or again, to find out whether the work was done."""
+
+    task_id: str
+    reconcile: str
+
+
 class TaskRetrying(Fact, frozen=True, kw_only=True, tag="task.retrying"):
-    """Another attempt follows at `due_at`."""
+    """Another attempt follows at `due_at`.
+
+    `decided_by` is `operator` or a reconcile task, when they said that a lost attempt had not done its work.
+    """
 
     task_id: str
     attempt: int
     due_at: datetime
     reason: str = ""
+    decided_by: str = ""
 
 
 class RecoveryChosen(Fact, frozen=True, kw_only=True, tag="error.handled"):
@@ -158,7 +178,7 @@ class TaskSkipped(Fact, frozen=True, kw_only=True, tag="task.skipped"):
     """A task will not run. `reason` is a machine code, `detail` a sentence.
 
     reason: condition_false, required_output_missing, dependencies_skipped, dependency_failed, recovery, operator,
-    instance_failed, fallback_not_needed.
+    instance_ended, fallback_not_needed, reconcile_not_needed.
     """
 
     task_id: str
@@ -194,6 +214,8 @@ class LateResult(Fact, frozen=True, kw_only=True, tag="task.late_result"):
     task_id: str
     attempt: int
     detail: str = ""
+    outputs: dict[str, Any] = {}
+    error: ErrorInfo | None = None
 
 
 Event = (
@@ -210,6 +232,8 @@ Event = (
     | TaskCompleted
     | AttemptFailed
     | AttemptLost
+    | TaskOutcomeUnknown
+    | TaskReconciling
     | TaskRetrying
     | RecoveryChosen
     | TaskFailed

@@ -16,7 +16,7 @@ from orchestration.contracts import ErrorInfo
 from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.status import InstanceStatus, TaskStatus
 
-ACTIVE = frozenset({TaskStatus.READY, TaskStatus.RUNNING, TaskStatus.RETRYING})
+ACTIVE = frozenset({TaskStatus.READY, TaskStatus.RUNNING, TaskStatus.RETRYING, TaskStatus.OUTCOME_UNKNOWN})
 """A task that something is being done about."""
 BLOCKING = frozenset({TaskStatus.FAILED, TaskStatus.CANCELLED})
 """A dependency that ended so keeps what depends on it from running."""
@@ -27,7 +27,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     `waiting_for` counts dependencies that are not final. `failures` are the failed attempts of this round (a reset
     begins a new one), `losses` the attempts whose executor disappeared. `deciding` is true while the error handler
-    is asked. `fallback_for` names the task that this one stands in for.
+    is asked. `fallback_for` names the task that this one stands in for, `reconciles` the one whose outcome it finds
+    out; `reconciling` is true of that one meanwhile. The time for all attempts counts from `total_from`.
     """
 
     task_id: str
@@ -43,15 +44,23 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     deciding: bool = False
     awaiting_fallback: bool = False
     fallback_for: str = ""
+    reconciles: str = ""
+    reconciling: bool = False
     due_at: datetime | None = None
     started_at: datetime | None = None
     attempt_started_at: datetime | None = None
+    total_from: datetime | None = None
     completed_at: datetime | None = None
     error: ErrorInfo | None = None
     outputs: Mapping[str, Any] = {}
     primary: Any = None
     primary_output: str = ""
     skip_reason: str = ""
+
+    @property
+    def is_called(self) -> bool:
+        """True when a task on call was called for."""
+        return bool(self.fallback_for or self.reconciles)
 
     @property
     def primary_value(self) -> Any:
@@ -89,6 +98,21 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     outputs: Mapping[str, Any] = {}
     error: ErrorInfo | None = None
     failed_task: str = ""
+
+
+_NEW_ROUND: Mapping[str, Any] = {
+    "failures": 0,
+    "losses": 0,
+    "handler_retries": 0,
+    "completed_at": None,
+    "total_from": None,
+    "deciding": False,
+    "awaiting_fallback": False,
+    "due_at": None,
+    "token": "",
+    "skip_reason": "",
+}
+"""What a run forgets when it begins anew."""
 
 
 class Draft:
@@ -253,6 +277,7 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 deciding=False,
                 started_at=run.started_at or event.at,
                 attempt_started_at=event.at,
+                total_from=run.total_from or event.at,
             )
         case ev.TaskCompleted():
             draft.put_run(
@@ -265,11 +290,12 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 started_at=run.started_at or event.at,
                 deciding=False,
                 awaiting_fallback=False,
+                reconciling=False,
                 due_at=None,
             )
             draft.variables.update(event.outputs)
             draft.finished.append(run.task_id)
-            _release_dependents(draft, draft.plan.tasks[run.task_id])
+            _ended(draft, run)
         case ev.AttemptFailed():
             draft.put_run(
                 run,
@@ -278,14 +304,34 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 failures=run.failures + 1,
                 error=event.error,
                 deciding=True,
+                reconciling=False,
             )
         case ev.AttemptLost():
             draft.put_run(run, losses=run.losses + 1, token="")
+        case ev.TaskOutcomeUnknown():
+            draft.put_run(run, status=TaskStatus.OUTCOME_UNKNOWN, token=event.token, reconciling=False)
+        case ev.TaskReconciling():
+            draft.put_run(run, reconciling=True)
+            _begin_reconcile(draft, draft.plan.tasks[event.reconcile], run)
         case ev.TaskRetrying():
-            draft.put_run(run, status=TaskStatus.RETRYING, due_at=event.due_at, deciding=False, token="")
+            draft.put_run(
+                run,
+                status=TaskStatus.RETRYING,
+                due_at=event.due_at,
+                deciding=False,
+                reconciling=False,
+                token="",
+                losses=0 if event.decided_by == "operator" else run.losses,
+            )
         case ev.RecoveryChosen():
             by_handler = event.action in ("retry", "pause", "escalate")
-            draft.put_run(run, deciding=False, handler_retries=run.handler_retries + int(by_handler))
+            by_person = event.action in ("pause", "escalate")
+            draft.put_run(
+                run,
+                deciding=False,
+                handler_retries=run.handler_retries + int(by_handler),
+                total_from=None if by_person else run.total_from,
+            )
             if event.action == "fallback":
                 _begin_fallback(draft, draft.plan.tasks[run.task_id], run)
         case ev.TaskFailed():
@@ -296,8 +342,9 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 completed_at=event.at,
                 deciding=False,
                 awaiting_fallback=False,
+                reconciling=False,
             )
-            _release_dependents(draft, draft.plan.tasks[run.task_id])
+            _ended(draft, run)
         case ev.TaskSkipped():
             draft.put_run(
                 run,
@@ -306,14 +353,24 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 completed_at=event.at,
                 deciding=False,
                 awaiting_fallback=False,
+                reconciling=False,
             )
-            _release_dependents(draft, draft.plan.tasks[run.task_id])
+            _ended(draft, run)
         case ev.TaskCancelled():
             draft.put_run(run, status=TaskStatus.CANCELLED, completed_at=event.at, deciding=False)
         case ev.TaskReset():
             _reset(draft, run)
         case _:
             raise TypeError(f"no rule for the event {type(event).__name__}")
+
+
+def _ended(draft: Draft, run: Run) -> None:
+    """A task became final: what waits for it, and the task whose outcome it was to find out, take note."""
+    if run.reconciles:
+        asked = draft.runs[run.reconciles]
+        if asked.reconciling:
+            draft.put_run(asked, reconciling=False)
+    _release_dependents(draft, draft.plan.tasks[run.task_id])
 
 
 def _release_dependents(draft: Draft, task: TaskPlan) -> None:
@@ -330,11 +387,11 @@ def _release_dependents(draft: Draft, task: TaskPlan) -> None:
 def _unblock(draft: Draft, task: TaskPlan) -> None:
     """Note a task whose dependencies are all final, and make it ready where the join lets it run.
 
-    The join: none of its dependencies failed and at least one completed. A fallback waits until it is called for.
+    The join: none of its dependencies failed and at least one completed. A task on call waits until it is called for.
     """
     draft.unblocked.append(task.id)
     run = draft.runs[task.id]
-    if task.is_fallback and not run.fallback_for:
+    if task.is_on_call and not run.is_called:
         return
     ends = {draft.runs[name].status for name in task.depends_on}
     if not ends or (TaskStatus.COMPLETED in ends and not ends & BLOCKING):
@@ -349,22 +406,37 @@ def _begin_fallback(draft: Draft, task: TaskPlan, run: Run) -> None:
         _unblock(draft, draft.plan.tasks[stand_in.task_id])
 
 
+def _begin_reconcile(draft: Draft, task: TaskPlan, asked: Run) -> None:
+    """Make the reconcile task ready for another round, whether it ran before or not."""
+    waiting = sum(1 for name in task.depends_on if not draft.runs[name].status.is_final)
+    looker = draft.runs[task.id]
+    draft.put_run(
+        looker,
+        **_NEW_ROUND,
+        status=TaskStatus.PENDING,
+        round=looker.round + int(looker.status is not TaskStatus.PENDING),
+        reconciles=asked.task_id,
+        waiting_for=waiting,
+        condition_met=None,
+        error=None,
+        outputs={},
+        primary=None,
+        primary_output="",
+    )
+    if waiting == 0:
+        _unblock(draft, task)
+
+
 def _reset(draft: Draft, run: Run) -> None:
     """Begin a new round of a task; what was skipped because it failed waits for it again."""
     draft.put_run(
         run,
         status=TaskStatus.READY,
         round=run.round + 1,
-        failures=0,
-        losses=0,
-        handler_retries=0,
-        completed_at=None,
-        deciding=False,
-        awaiting_fallback=False,
-        due_at=None,
-        token="",
-        skip_reason="",
+        **_NEW_ROUND,
     )
+    if run.reconciles and draft.runs[run.reconciles].status is TaskStatus.OUTCOME_UNKNOWN:
+        draft.put_run(draft.runs[run.reconciles], reconciling=True)
     again = skipped_behind(draft.plan, draft.runs, run.task_id)
     for task_id in again | set(draft.plan.tasks[run.task_id].dependents):
         dependent = draft.runs[task_id]

@@ -15,8 +15,8 @@ from orchestration.contracts import InstanceRow
 from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.documents import row_of
 from orchestration.instance import BLOCKING, Draft, Instance, Run, evolve, new_draft
-from orchestration.machine import MAX_LOSSES
 from orchestration.status import InstanceStatus, TaskStatus
+from orchestration.turn import MAX_LOSSES
 
 MAX_FINDINGS = 20
 """Most findings that are told of one instance."""
@@ -165,7 +165,7 @@ def _check_end(draft: Draft, event: ev.InstanceCompleted) -> Iterable[str]:
     for run in draft.runs.values():
         if not run.status.is_final:
             yield f"the instance completed while task {run.task_id} was {run.status}"
-        elif run.status is TaskStatus.FAILED:
+        elif run.status is TaskStatus.FAILED and not draft.plan.tasks[run.task_id].is_reconcile:
             yield f"the instance completed although task {run.task_id} failed"
 
 
@@ -195,8 +195,9 @@ def _limits_of(task: TaskPlan, run: Run) -> Iterable[str]:
     allowed = task.retry.max_attempts + run.handler_retries
     if run.failures > allowed:
         yield f"task {task.id} failed {run.failures} times in a round; {allowed} attempts were granted"
-    if run.losses > MAX_LOSSES:
-        yield f"task {task.id} was lost {run.losses} times in a round; at most {MAX_LOSSES} are allowed"
+    losses = MAX_LOSSES + run.handler_retries
+    if run.losses > losses:
+        yield f"task {task.id} was lost {run.losses} times in a round; at most {losses} are allowed"
 
 
 def _short(value: object) -> str:

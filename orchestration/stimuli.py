@@ -52,12 +52,16 @@ class AttemptErrored(Stimulus, frozen=True, kw_only=True):
 
 
 class AttemptVanished(Stimulus, frozen=True, kw_only=True):
-    """The agent that had the attempt is gone; whether it did the work is unknown."""
+    """The agent that had the attempt is gone, or gave no sign of life; whether it did the work is unknown.
+
+    `may_be_at_work`: the agent may have it still, and is told to stop when another attempt begins.
+    """
 
     task_id: str
     token: str
     agent_id: str = ""
     reason: str = ""
+    may_be_at_work: bool = False
 
 
 class RecoveryAnswer(Stimulus, frozen=True, kw_only=True):
@@ -103,7 +107,10 @@ class Breakdown(Stimulus, frozen=True, kw_only=True):
 
 
 class RetryOrder(Stimulus, frozen=True, kw_only=True):
-    """Run a task again that failed, was skipped after a failure, or waits for a retry."""
+    """Run a task again that failed, was skipped after a failure, or waits for a retry.
+
+    Of a task whose outcome is unknown it says that the work was not done.
+    """
 
     task_id: str
     reason: str = ""
@@ -113,6 +120,14 @@ class SkipOrder(Stimulus, frozen=True, kw_only=True):
     """Do not run (or do not finish) a task."""
 
     task_id: str
+    reason: str = ""
+
+
+class CompleteOrder(Stimulus, frozen=True, kw_only=True):
+    """A task whose outcome is unknown did its work, and gave these outputs."""
+
+    task_id: str
+    outputs: dict[str, Any] = {}
     reason: str = ""
 
 
@@ -138,5 +153,6 @@ AnyStimulus = (
     | Breakdown
     | RetryOrder
     | SkipOrder
+    | CompleteOrder
     | UpdateOrder
 )

@@ -35,6 +35,11 @@ def make_task(
     on_error: OnError | None = None,
     timeout_seconds: float = 300.0,
     is_fallback: bool = False,
+    is_reconcile: bool = False,
+    reconcile: str = "",
+    schedule_to_start_seconds: float = 3600.0,
+    heartbeat_seconds: float = 0.0,
+    total_timeout_seconds: float = 0.0,
 ) -> TaskPlan:
     """Return a task; by default it runs at once, retries nothing and has one output named after itself."""
     return TaskPlan(
@@ -56,6 +61,11 @@ def make_task(
         effects=effects,
         on_error=on_error or OnError(),
         is_fallback=is_fallback,
+        is_reconcile=is_reconcile,
+        reconcile=reconcile,
+        schedule_to_start_seconds=schedule_to_start_seconds,
+        heartbeat_seconds=heartbeat_seconds,
+        total_timeout_seconds=total_timeout_seconds,
     )
 
 
@@ -143,6 +153,12 @@ class Play:
                 severity=Severity.MEDIUM,
                 delay_seconds=delay_seconds,
             )
+        )
+
+    def lose(self, task_id: str, reason: str = "gone") -> machine.Step:
+        """Let the agent that has the current attempt of a task disappear."""
+        return self.send(
+            st.AttemptVanished(at=self.later(1), task_id=task_id, token=self.token(task_id), reason=reason)
         )
 
     def tick(self, seconds: float) -> machine.Step:

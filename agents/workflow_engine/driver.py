@@ -23,6 +23,7 @@ from orchestration.definition.plan import Plan
 from orchestration.documents import row_of
 from orchestration.errors import IllegalMove
 from orchestration.instance import Instance
+from orchestration.times import due_times
 from runtime.clock import Clock
 
 MAX_TIMER_SECONDS = 3600.0
@@ -146,8 +147,8 @@ class Driver:
     def restore(self) -> None:
         """Take up an instance that was rebuilt from its facts: do again what has to be done again."""
         self._open = True
-        for due, _ in machine.due_times(self.plan, self.instance):
-            self._note_due(due)
+        for due in due_times(self.plan, self.instance):
+            self._note_due(due.at)
         for command in machine.pending_commands(self.plan, self.instance):
             self._performer.perform(self, command)
         self._arm()
@@ -265,7 +266,8 @@ class Driver:
             case ev.InstanceAdmitted(at=at):
                 self._note_due(at + timedelta(seconds=self.plan.global_timeout_seconds))
             case ev.TaskStarted(task_id=task_id, at=at):
-                seconds = self.plan.tasks[task_id].timeout_seconds + machine.SCHEDULE_TO_START_SECONDS
+                task = self.plan.tasks[task_id]
+                seconds = task.timeout_seconds + task.schedule_to_start_seconds
                 if seconds < self.plan.global_timeout_seconds:
                     self._note_due(at + timedelta(seconds=seconds))
 

@@ -5,7 +5,7 @@ Nothing is decided here: an answer that does not come, an agent that vanishes an
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,11 +17,13 @@ from agents.workflow_engine.driver import Driver
 from amp.client import MeshClient
 from amp.errors import AgentLost, AmpError, Disconnected, InsufficientResources
 from orchestration import commands as cmd
-from orchestration import contracts, machine, recovery, scope
+from orchestration import contracts, recovery, scope
 from orchestration import stimuli as st
 from orchestration.contracts import Attempt, ErrorInfo, TaskResult
-from orchestration.definition.plan import TaskPlan
+from orchestration.definition.plan import SCHEDULE_TO_START_SECONDS, TaskPlan
 from orchestration.outputs import map_outputs
+from orchestration.status import UNREPEATABLE
+from orchestration.surroundings import Place
 from runtime.clock import Clock
 from runtime.settings import WorkflowEngineSettings
 
@@ -62,6 +64,8 @@ class MeshPerformer:
         self._spawn = spawn
         self._count_dispatch = count_dispatch
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._held: dict[str, str] = {}
+        self._awaited: dict[str, datetime] = {}
 
     def perform(self, driver: Driver, command: cmd.Command) -> None:
         """Begin to perform a command; its outcome is posted to the driver."""
@@ -78,16 +82,32 @@ class MeshPerformer:
                 work = self._await_result(driver, command.task_id, command.token, whole_time=True)
         self._spawn(work, f"{type(command).__name__} {driver.id}")
 
+    def place_of(self, token: str) -> Place | None:
+        """Return where an attempt is as far as this engine alone knows: held back here, or its result awaited."""
+        until = self._awaited.get(token)
+        if until is not None:
+            return Place(state="awaited", until=until)
+        if token in self._held:
+            capability = self._held[token]
+            line = [other for other, wanted in self._held.items() if wanted == capability]
+            return Place(state="held", place=line.index(token) + 1, of=len(line))
+        return None
+
     # --- attempts --------------------------------------------------------------------------------------
 
     async def _dispatch(self, driver: Driver, command: cmd.Dispatch) -> None:
         task = driver.plan.tasks[command.task_id]
-        async with self._slots.setdefault(task.capability, asyncio.Semaphore(MAX_DISPATCHES_IN_FLIGHT)):
+        slots = self._slots.setdefault(task.capability, asyncio.Semaphore(MAX_DISPATCHES_IN_FLIGHT))
+        if slots.locked():
+            self._held[command.token] = task.capability
+        async with slots:
+            if self._held:
+                self._held.pop(command.token, None)
             self._count_dispatch(task.capability)
             try:
                 stimulus = await self._attempt(driver, task, command)
             except (AgentLost, Disconnected) as error:
-                if task.effects not in machine.REPEATABLE:
+                if task.effects in UNREPEATABLE:
                     run_on = isinstance(error, Disconnected)
                     await self._await_result(driver, task.id, command.token, whole_time=run_on)
                     return
@@ -121,8 +141,8 @@ class MeshPerformer:
             context=context if renders else msgspec.structs.replace(context, variables={}),
             prefer_agent_id=task.agent_id,
             run_seconds=task.timeout_seconds,
-            message_id=command.token if task.effects in machine.REPEATABLE else None,
-            resend=task.effects in machine.REPEATABLE,
+            message_id=command.token,
+            resend=task.effects not in UNREPEATABLE,
         )
         result = _task_result(answer.result, renders)
         outputs = map_outputs(
@@ -185,7 +205,7 @@ class MeshPerformer:
         resend: bool,
     ) -> Any:
         """Send a request, and wait while nobody offers the capability or everybody is busy, within the bound."""
-        deadline = asyncio.get_running_loop().time() + machine.SCHEDULE_TO_START_SECONDS
+        deadline = asyncio.get_running_loop().time() + SCHEDULE_TO_START_SECONDS
         while True:
             left = deadline - asyncio.get_running_loop().time()
             try:
@@ -230,7 +250,11 @@ class MeshPerformer:
             begun = driver.instance.runs[task_id].attempt_started_at or self._clock.now()
             elapsed = (self._clock.now() - begun).total_seconds()
             wait += max(driver.plan.tasks[task_id].timeout_seconds - elapsed, 0.0)
-        await asyncio.sleep(wait)
+        self._awaited[token] = self._clock.now() + timedelta(seconds=wait)
+        try:
+            await asyncio.sleep(wait)
+        finally:
+            self._awaited.pop(token, None)
         driver.post(
             st.AttemptVanished(
                 at=self._clock.now(),
@@ -259,7 +283,7 @@ class MeshPerformer:
                     request,
                     reply_type=contracts.ConditionEvaluateReply,
                     timeout_seconds=self._settings.question_timeout_seconds,
-                    patience_seconds=machine.SCHEDULE_TO_START_SECONDS,
+                    patience_seconds=SCHEDULE_TO_START_SECONDS,
                     resend=True,
                 )
             except AmpError as error:

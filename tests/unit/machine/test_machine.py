@@ -7,10 +7,12 @@ from orchestration import events as ev
 from orchestration import machine
 from orchestration import stimuli as st
 from orchestration.contracts import ErrorInfo
-from orchestration.definition.plan import Condition, OnError
+from orchestration.definition.plan import SCHEDULE_TO_START_SECONDS, Condition, OnError
 from orchestration.errors import IllegalMove
 from orchestration.retry import RetryPolicy, RetryStrategy
 from orchestration.status import Effects, InstanceStatus, RecoveryAction, TaskStatus
+from orchestration.times import due_times
+from orchestration.turn import MAX_LOSSES
 from tests.builders import Play, at, make_plan, make_task
 
 TWICE = RetryPolicy(strategy=RetryStrategy.FIXED_DELAY, max_attempts=2, initial_delay_seconds=10)
@@ -288,14 +290,10 @@ def test_a_fallback_that_is_not_needed_is_skipped() -> None:
 # --- lost agents --------------------------------------------------------------------------------------------
 
 
-def vanish(play: Play, task_id: str) -> machine.Step:
-    return play.send(st.AttemptVanished(at=play.later(1), task_id=task_id, token=play.token(task_id)))
-
-
 @pytest.mark.parametrize("effects", [Effects.NONE, Effects.READ, Effects.IDEMPOTENT])
 def test_a_lost_attempt_that_may_be_repeated_is_dispatched_again_at_once(effects: Effects) -> None:
     play = Play(make_plan(make_task("a", effects=effects)))
-    vanish(play, "a")
+    play.lose("a")
     assert play.dispatched() == ["a", "a"]
     play.succeed("a")
     assert play.instance.status is InstanceStatus.COMPLETED
@@ -304,7 +302,7 @@ def test_a_lost_attempt_that_may_be_repeated_is_dispatched_again_at_once(effects
 def test_an_attempt_lost_during_a_pause_is_dispatched_again_on_resume() -> None:
     play = Play(make_plan(make_task("a")))
     play.send(st.PauseOrder(at=play.later(1)))
-    vanish(play, "a")
+    play.lose("a")
     assert play.dispatched() == ["a"]
     assert play.instance.runs["a"].status is TaskStatus.RETRYING
     play.send(st.ResumeOrder(at=play.later(1)))
@@ -312,30 +310,20 @@ def test_an_attempt_lost_during_a_pause_is_dispatched_again_on_resume() -> None:
     assert play.instance.runs["a"].attempt == 2
 
 
-@pytest.mark.parametrize("effects", [Effects.ONCE, Effects.IRREVERSIBLE])
-def test_a_lost_attempt_that_must_not_be_repeated_is_an_unknown_outcome(effects: Effects) -> None:
-    play = Play(make_plan(make_task("a", effects=effects, retry=TWICE)))
-    vanish(play, "a")
-    assert play.dispatched() == ["a"]
-    error = play.instance.runs["a"].error
-    assert error is not None
-    assert error.code == "OUTCOME_UNKNOWN"
-
-
 def test_a_task_that_loses_three_executors_is_poison() -> None:
     play = Play(make_plan(make_task("a")))
-    for _ in range(machine.MAX_LOSSES):
-        vanish(play, "a")
+    for _ in range(MAX_LOSSES):
+        play.lose("a")
     error = play.instance.runs["a"].error
     assert error is not None
     assert error.code == "POISON_TASK"
-    assert play.dispatched() == ["a"] * machine.MAX_LOSSES
+    assert play.dispatched() == ["a"] * MAX_LOSSES
 
 
 def test_the_result_of_a_superseded_attempt_is_kept_but_not_applied() -> None:
     play = Play(make_plan(make_task("a")))
     old = play.token("a")
-    vanish(play, "a")
+    play.lose("a")
     play.send(st.AttemptSucceeded(at=play.later(1), task_id="a", token=old, outputs={"a_out": "stale"}))
     assert isinstance(play.events[-1], ev.LateResult)
     assert "a_out" not in play.instance.variables
@@ -356,7 +344,7 @@ def test_the_time_for_the_whole_ends_the_instance_and_cancels_what_runs() -> Non
 
 def test_an_attempt_that_nobody_takes_times_out() -> None:
     play = Play(make_plan(make_task("a", timeout_seconds=10), global_timeout_seconds=1e6))
-    play.tick(machine.SCHEDULE_TO_START_SECONDS + 10)
+    play.tick(SCHEDULE_TO_START_SECONDS + 10)
     assert play.asked() == ["a"]
     error = play.instance.runs["a"].error
     assert error is not None
@@ -366,7 +354,7 @@ def test_an_attempt_that_nobody_takes_times_out() -> None:
 def test_due_times_name_everything_that_will_wake_the_instance() -> None:
     play = Play(make_plan(make_task("a", retry=TWICE), make_task("b"), global_timeout_seconds=100))
     play.fail("a", "TIMEOUT")
-    due = {when for when, _ in machine.due_times(play.plan, play.instance)}
+    due = {due.at for due in due_times(play.plan, play.instance)}
     assert at(100) in due
     assert at(11) in due
 

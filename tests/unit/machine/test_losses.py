@@ -1,0 +1,372 @@
+"""Lost attempts: who may be dispatched again, whose outcome is unknown, and what settles that."""
+
+from typing import Any
+
+import pytest
+
+from orchestration import commands as cmd
+from orchestration import events as ev
+from orchestration import machine
+from orchestration import stimuli as st
+from orchestration.contracts import ErrorInfo
+from orchestration.definition.plan import OnError
+from orchestration.errors import IllegalMove
+from orchestration.retry import RetryPolicy, RetryStrategy
+from orchestration.status import Effects, InstanceStatus, RecoveryAction, TaskStatus
+from orchestration.turn import MAX_LOSSES
+from tests.builders import Play, at, make_plan, make_task
+
+TWICE = RetryPolicy(strategy=RetryStrategy.FIXED_DELAY, max_attempts=2, initial_delay_seconds=10)
+
+
+def unknown(**look: Any) -> Play:
+    """Return an instance whose task `charge` was lost, with its reconcile task `look` called for; `ship` waits."""
+    play = Play(
+        make_plan(
+            make_task(
+                "charge", effects=Effects.ONCE, retry=TWICE, reconcile="look", outputs=("receipt", "fee")
+            ),
+            make_task("look", is_reconcile=True, **look),
+            make_task("ship", "charge"),
+        )
+    )
+    play.lose("charge")
+    return play
+
+
+def found(play: Play, verdict: Any) -> None:
+    """Let the reconcile task answer."""
+    play.send(
+        st.AttemptSucceeded(at=play.later(1), task_id="look", token=play.token("look"), primary=verdict)
+    )
+
+
+def of_type(play: Play, kind: type) -> list[Any]:
+    return [event for event in play.events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("effects", [Effects.ONCE, Effects.IRREVERSIBLE])
+def test_a_lost_attempt_that_must_not_be_repeated_has_an_unknown_outcome(effects: Effects) -> None:
+    play = Play(make_plan(make_task("a", effects=effects, retry=TWICE), make_task("b", "a")))
+    token = play.token("a")
+    play.lose("a", "its agent died")
+    run = play.instance.runs["a"]
+    assert (run.status, run.token, run.error) == (TaskStatus.OUTCOME_UNKNOWN, token, None)
+    assert play.dispatched() == ["a"]
+    assert of_type(play, ev.TaskOutcomeUnknown)[0].reason == "its agent died"
+    assert play.statuses()["b"] == "pending"
+    assert machine.pending_commands(play.plan, play.instance) == ()
+
+
+@pytest.mark.parametrize("effects", [Effects.NONE, Effects.READ, Effects.IDEMPOTENT])
+def test_a_lost_attempt_that_may_be_repeated_is_dispatched_again(effects: Effects) -> None:
+    play = Play(make_plan(make_task("a", effects=effects)))
+    play.lose("a")
+    assert play.dispatched() == ["a", "a"]
+
+
+def test_a_late_result_settles_an_unknown_outcome() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE), make_task("b", "a")))
+    play.lose("a")
+    play.succeed("a", a_out=7)
+    assert play.instance.variables["a_out"] == 7
+    assert play.dispatched() == ["a", "b"]
+    assert of_type(play, ev.LateResult) == []
+
+
+def test_a_late_error_settles_an_unknown_outcome_as_any_error_would() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE, retry=TWICE)))
+    play.lose("a")
+    play.fail("a", "TIMEOUT")
+    assert play.instance.runs["a"].status is TaskStatus.RETRYING
+
+
+def test_the_reconcile_task_runs_only_when_it_is_called_for() -> None:
+    play = Play(
+        make_plan(
+            make_task("charge", effects=Effects.ONCE, reconcile="look"), make_task("look", is_reconcile=True)
+        )
+    )
+    assert play.dispatched() == ["charge"]
+    play.succeed("charge")
+    assert play.instance.runs["look"].skip_reason == "reconcile_not_needed"
+    assert play.instance.status is InstanceStatus.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        ({"outcome": "done", "outputs": {"receipt": "r1", "fee": 3}}, {"receipt": "r1", "fee": 3}),
+        ({"outcome": "done", "receipt": "r1", "fee": 3}, {"receipt": "r1", "fee": 3}),
+        ({"outcome": "done"}, {"receipt": None, "fee": None}),
+    ],
+)
+def test_work_that_was_done_completes_with_what_the_reconcile_task_found(
+    verdict: Any, expected: dict[str, Any]
+) -> None:
+    play = unknown()
+    assert play.dispatched() == ["charge", "look"]
+    assert play.instance.runs["charge"].reconciling
+    found(play, verdict)
+    charge = play.instance.runs["charge"]
+    assert (charge.status, charge.outputs, charge.reconciling) == (TaskStatus.COMPLETED, expected, False)
+    assert play.dispatched() == ["charge", "look", "ship"]
+    assert of_type(play, ev.TaskCompleted)[-1].metadata == {"reconciled_by": "look"}
+
+
+def test_work_that_was_not_done_is_attempted_again_under_the_same_key() -> None:
+    play = unknown()
+    found(play, {"outcome": "not_done"})
+    charge = play.instance.runs["charge"]
+    assert (charge.status, charge.attempt, charge.round, charge.losses) == (TaskStatus.RUNNING, 2, 1, 1)
+    assert play.dispatched() == ["charge", "look", "charge"]
+    assert of_type(play, ev.TaskRetrying)[0].decided_by == "look"
+    play.succeed("charge")
+    play.succeed("ship")
+    assert play.instance.status is InstanceStatus.COMPLETED
+
+
+def test_the_reconcile_task_runs_again_when_the_next_attempt_is_lost_too() -> None:
+    play = unknown()
+    found(play, {"outcome": "not_done"})
+    play.lose("charge")
+    look = play.instance.runs["look"]
+    assert (look.status, look.attempt, look.round) == (TaskStatus.RUNNING, 2, 2)
+    found(play, {"outcome": "done", "receipt": "r2"})
+    assert play.instance.variables["receipt"] == "r2"
+
+
+def test_a_task_that_loses_every_agent_and_never_does_its_work_is_poison() -> None:
+    play = unknown()
+    for _ in range(MAX_LOSSES - 1):
+        found(play, {"outcome": "not_done"})
+        play.lose("charge")
+    found(play, {"outcome": "not_done"})
+    error = play.instance.runs["charge"].error
+    assert error is not None
+    assert error.code == "POISON_TASK"
+    assert play.asked()[-1] == "charge"
+
+
+@pytest.mark.parametrize("verdict", [None, "done", {}, {"outcome": "maybe"}, {"outcome": True}, [1]])
+def test_an_answer_that_decides_nothing_leaves_it_to_a_person(verdict: Any) -> None:
+    play = unknown()
+    found(play, verdict)
+    charge = play.instance.runs["charge"]
+    assert (charge.status, charge.reconciling) == (TaskStatus.OUTCOME_UNKNOWN, False)
+    assert play.instance.status is InstanceStatus.RUNNING
+
+
+def test_a_reconcile_task_that_fails_decides_nothing_and_fails_nothing() -> None:
+    play = unknown()
+    play.fail("look")
+    play.decide("look", RecoveryAction.ABORT)
+    assert play.instance.runs["charge"].status is TaskStatus.OUTCOME_UNKNOWN
+    play.send(st.CompleteOrder(at=play.later(1), task_id="charge", outputs={"receipt": "r3"}))
+    play.succeed("ship")
+    assert play.statuses() == {"charge": "completed", "look": "failed", "ship": "completed"}
+    assert play.instance.status is InstanceStatus.COMPLETED
+
+
+def test_a_reconcile_task_whose_dependency_failed_decides_nothing() -> None:
+    play = Play(
+        make_plan(
+            make_task("login"),
+            make_task("charge", effects=Effects.ONCE, reconcile="look"),
+            make_task("look", "login", is_reconcile=True),
+        )
+    )
+    play.fail("login")
+    play.decide("login", RecoveryAction.ABORT)
+    assert play.statuses()["look"] == "pending"
+    play.lose("charge")
+    assert play.instance.runs["look"].skip_reason == "dependency_failed"
+    assert not play.instance.runs["charge"].reconciling
+
+
+def test_a_reconcile_task_waits_for_what_it_depends_on() -> None:
+    play = Play(
+        make_plan(
+            make_task("login"),
+            make_task("charge", effects=Effects.ONCE, reconcile="look"),
+            make_task("look", "login", is_reconcile=True),
+        )
+    )
+    play.lose("charge")
+    assert play.statuses()["look"] == "pending"
+    play.succeed("login")
+    assert play.dispatched() == ["login", "charge", "look"]
+
+
+def test_a_late_result_makes_the_reconcile_task_needless() -> None:
+    play = unknown()
+    look = play.token("look")
+    play.succeed("charge")
+    assert play.instance.runs["look"].skip_reason == "reconcile_not_needed"
+    assert cmd.CancelAttempt("look", look) in play.commands
+
+
+def test_nothing_is_looked_for_or_attempted_while_paused() -> None:
+    play = unknown()
+    play.send(st.PauseOrder(at=play.later(1)))
+    found(play, {"outcome": "not_done"})
+    assert play.instance.runs["charge"].status is TaskStatus.RETRYING
+    assert play.dispatched() == ["charge", "look"]
+    play.send(st.ResumeOrder(at=play.later(1)))
+    assert play.dispatched() == ["charge", "look", "charge"]
+
+
+# --- a person decides ---------------------------------------------------------------------------------------
+
+
+def test_a_person_says_that_it_was_not_done() -> None:
+    play = unknown()
+    found(play, "no idea")
+    play.send(st.RetryOrder(at=play.later(1), task_id="charge", reason="the bank has nothing"))
+    charge = play.instance.runs["charge"]
+    assert (charge.status, charge.attempt, charge.round, charge.losses) == (TaskStatus.RUNNING, 2, 1, 0)
+    assert of_type(play, ev.TaskRetrying)[0].reason == "the bank has nothing"
+
+
+def test_a_person_decides_before_the_reconcile_task_does() -> None:
+    play = unknown()
+    play.send(st.RetryOrder(at=play.later(1), task_id="charge"))
+    assert play.instance.runs["look"].skip_reason == "reconcile_not_needed"
+    assert play.dispatched() == ["charge", "look", "charge"]
+
+
+def test_a_person_skips_a_task_of_unknown_outcome() -> None:
+    play = unknown()
+    token = play.token("charge")
+    play.send(st.SkipOrder(at=play.later(1), task_id="charge", reason="never mind"))
+    assert play.statuses() == {"charge": "skipped", "look": "skipped", "ship": "skipped"}
+    assert cmd.CancelAttempt("charge", token) in play.commands
+    assert play.instance.status is InstanceStatus.COMPLETED
+
+
+def test_a_person_says_that_it_was_done_and_what_it_gave() -> None:
+    play = unknown()
+    play.send(
+        st.CompleteOrder(at=play.later(1), task_id="charge", outputs={"receipt": "r9"}, reason="I saw it")
+    )
+    assert play.instance.runs["charge"].outputs == {"receipt": "r9", "fee": None}
+    assert of_type(play, ev.TaskCompleted)[-1].metadata == {"completed_by": "operator", "reason": "I saw it"}
+    assert "ship" in play.dispatched()
+
+
+def test_only_an_unknown_outcome_can_be_said_to_be_done() -> None:
+    play = Play(make_plan(make_task("a")))
+    for task_id in ("a", "nowhere"):
+        with pytest.raises(IllegalMove):
+            play.send(st.CompleteOrder(at=at(1), task_id=task_id))
+
+
+def test_a_person_has_a_failed_reconcile_task_look_again() -> None:
+    play = unknown()
+    play.fail("look")
+    play.decide("look", RecoveryAction.ABORT)
+    play.send(st.RetryOrder(at=play.later(1), task_id="look"))
+    assert play.instance.runs["charge"].reconciling
+    found(play, {"outcome": "done", "receipt": "r1"})
+    assert play.statuses()["charge"] == "completed"
+
+
+def test_a_failed_reconcile_task_does_not_look_again_once_the_outcome_is_known() -> None:
+    play = unknown()
+    play.fail("look")
+    play.decide("look", RecoveryAction.ABORT)
+    play.send(st.RetryOrder(at=play.later(1), task_id="charge"))
+    with pytest.raises(IllegalMove, match="outcome of task charge is known"):
+        play.send(st.RetryOrder(at=play.later(1), task_id="look"))
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+def test_the_time_for_the_whole_ends_an_instance_whose_outcome_is_unknown() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE), global_timeout_seconds=60))
+    play.lose("a")
+    play.tick(60)
+    assert play.instance.status is InstanceStatus.FAILED
+    assert play.statuses() == {"a": "cancelled"}
+    assert cmd.CancelAttempt("a", "ins_1/a/1") in play.commands
+
+
+def test_no_answer_in_time_of_work_that_must_not_be_repeated_is_an_unknown_outcome() -> None:
+    task = make_task("a", effects=Effects.ONCE, retry=TWICE, timeout_seconds=10, schedule_to_start_seconds=5)
+    play = Play(make_plan(task))
+    play.tick(15)
+    assert play.statuses() == {"a": "outcome_unknown"}
+    assert play.dispatched() == ["a"]
+
+
+def test_a_silent_agent_is_told_to_stop_when_another_attempt_begins() -> None:
+    play = Play(make_plan(make_task("a")))
+    play.send(
+        st.AttemptVanished(
+            at=play.later(1),
+            task_id="a",
+            token=play.token("a"),
+            reason="no sign of life",
+            may_be_at_work=True,
+        )
+    )
+    assert cmd.CancelAttempt("a", "ins_1/a/1") in play.commands
+    assert play.dispatched() == ["a", "a"]
+
+
+def test_silence_of_every_agent_is_poison() -> None:
+    play = Play(make_plan(make_task("a")))
+    for _ in range(MAX_LOSSES):
+        play.send(
+            st.AttemptVanished(at=play.later(1), task_id="a", token=play.token("a"), may_be_at_work=True)
+        )
+    error = play.instance.runs["a"].error
+    assert error is not None
+    assert error.code == "POISON_TASK"
+
+
+def test_a_loss_of_a_superseded_attempt_changes_nothing() -> None:
+    play = unknown()
+    step = play.send(st.AttemptVanished(at=play.later(1), task_id="charge", token="ins_1/charge/1"))
+    assert step.events == ()
+
+
+# --- late results -------------------------------------------------------------------------------------------
+
+
+def test_a_late_result_is_kept_with_what_it_gave() -> None:
+    play = Play(make_plan(make_task("a")))
+    old = play.token("a")
+    play.lose("a")
+    error = ErrorInfo(code="LATE", message="too late")
+    play.send(st.AttemptSucceeded(at=play.later(1), task_id="a", token=old, outputs={"a_out": 1}))
+    play.send(st.AttemptErrored(at=play.later(1), task_id="a", token=old, error=error, jitter=0.0))
+    late = of_type(play, ev.LateResult)
+    assert [(each.attempt, each.outputs, each.error) for each in late] == [
+        (1, {"a_out": 1}, None),
+        (1, {}, error),
+    ]
+    assert play.statuses() == {"a": "running"}
+
+
+def test_the_recorded_result_that_comes_twice_is_noted_once() -> None:
+    play = Play(make_plan(make_task("a"), make_task("b", "a")))
+    token = play.token("a")
+    play.succeed("a")
+    step = play.send(st.AttemptSucceeded(at=play.later(1), task_id="a", token=token, outputs={"a_out": "a"}))
+    assert step.events == ()
+
+
+def test_a_failed_task_of_unknown_outcome_may_have_a_fallback() -> None:
+    fallback = OnError(action=RecoveryAction.FALLBACK, fallback="spare")
+    play = Play(
+        make_plan(
+            make_task("a", effects=Effects.ONCE, on_error=fallback), make_task("spare", is_fallback=True)
+        )
+    )
+    play.lose("a")
+    play.fail("a", "REFUSED")
+    play.decide("a", RecoveryAction.FALLBACK)
+    play.succeed("spare")
+    assert play.statuses() == {"a": "completed", "spare": "completed"}
