@@ -6,7 +6,6 @@ Who owns an instance is decided by the store (owner and epoch); this module only
 import asyncio
 import logging
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
@@ -20,26 +19,27 @@ from agents.base import Agent
 from agents.workflow_engine import inbox
 from agents.workflow_engine.catalog import FORMATS, Catalog
 from agents.workflow_engine.driver import Driver
+from agents.workflow_engine.drivers import Drivers
 from agents.workflow_engine.errors import (
-    EngineBusy,
     FileRefused,
     IllegalState,
     InstanceNotFound,
-    InvalidInputs,
-    WorkflowNotFound,
+    TaskNotFound,
 )
-from agents.workflow_engine.histories import UNREADABLE, Histories
+from agents.workflow_engine.explain import Explainer
+from agents.workflow_engine.histories import Histories
 from agents.workflow_engine.log_writer import LogWriter
 from agents.workflow_engine.ownership import Ownership
 from agents.workflow_engine.performer import MeshPerformer
+from agents.workflow_engine.slots import Slots
+from agents.workflow_engine.starts import StartedInstance, Starts
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
 from amp.transports.base import Transport
-from orchestration import contracts, machine
+from orchestration import contracts, orders, surroundings
 from orchestration import stimuli as st
-from orchestration.definition.errors import InputError
-from orchestration.definition.inputs import prepare_inputs
 from orchestration.definition.plan import Plan
 from orchestration.documents import status_document
 from orchestration.instance import Instance
@@ -49,19 +49,8 @@ from runtime.clock import Clock
 from runtime.ids import new_id
 from runtime.settings import LoggingSettings, Settings, WorkflowEngineSettings, load_settings
 
-MAX_RECENT = 1000
-"""Ended instances that are still answered from memory."""
 STORE_PATIENCE_SECONDS = 30.0
-BUSY_RETRY_MS = 1000
-
-
-class StartedInstance(msgspec.Struct, frozen=True):
-    """What `start_workflow` returns. `status` is the instance's when it was stored."""
-
-    id: str
-    status: str
-    workflow_id: str
-    created: bool = True
+MAX_SHOWN_QUARANTINED = 20
 
 
 class WorkflowEngine(Agent):
@@ -100,11 +89,8 @@ class WorkflowEngine(Agent):
         )
         self.section: WorkflowEngineSettings = self.settings.workflow_engine
         self._embedded = embedded
-        self._drivers: dict[str, Driver] = {}
-        self._recent: OrderedDict[str, tuple[Plan, Instance]] = OrderedDict()
-        self._pending: OrderedDict[str, None] = OrderedDict()
-        self._running: set[str] = set()
-        self._draining = False
+        self._slots = Slots(self.section.max_concurrent_workflows)
+        self._drivers: Drivers
         self._started = Counter("amp_instances_started", "Instances started here", registry=self.metrics)
         self._ended = Counter(
             "amp_instances_ended", "Instances ended here", ["status"], registry=self.metrics
@@ -113,12 +99,14 @@ class WorkflowEngine(Agent):
             "amp_attempts_dispatched", "Attempts sent", ["capability"], registry=self.metrics
         )
         self._seconds = Histogram("amp_instance_seconds", "How long instances took", registry=self.metrics)
-        for name, text, held in (
-            ("amp_instances_owned", "Unfinished instances that this engine owns", self._drivers),
-            ("amp_instances_running", "Instances that hold a slot", self._running),
-            ("amp_instances_pending", "Instances that wait for a slot", self._pending),
+        for name, text in (
+            ("owned", "Unfinished instances that this engine owns"),
+            ("running", "Instances that hold a slot"),
+            ("pending", "Instances that wait for a slot"),
+            ("quarantined", "Instances that cannot be driven and are left alone"),
         ):
-            Gauge(name, text, registry=self.metrics).set_function(lambda held=held: float(len(held)))  # type: ignore[misc]
+            gauge = Gauge(f"amp_instances_{name}", text, registry=self.metrics)
+            gauge.set_function(lambda name=name: float(self._counts()[name]))  # type: ignore[misc]
 
     @property
     def owner(self) -> str:
@@ -126,8 +114,25 @@ class WorkflowEngine(Agent):
         return f"{self.agent_id}:{self.session_id}"
 
     def health(self) -> dict[str, Any]:
-        """Return how many instances are held."""
-        return {"instances": len(self._drivers), "running": len(self._running), "pending": len(self._pending)}
+        """Return how many instances are held, and why some are left alone."""
+        counts = self._counts()
+        facts: dict[str, Any] = {"instances": counts.pop("owned"), **counts}
+        if hasattr(self, "_drivers"):
+            facts["lease_live"] = self._ownership.is_live
+            if self._drivers.quarantined:
+                facts["quarantined_instances"] = dict(
+                    list(self._drivers.quarantined.items())[:MAX_SHOWN_QUARANTINED]
+                )
+        return facts
+
+    def _counts(self) -> dict[str, int]:
+        drivers = getattr(self, "_drivers", None)
+        return {
+            "owned": 0 if drivers is None else len(drivers),
+            "running": len(self._slots.running),
+            "pending": len(self._slots.pending),
+            "quarantined": 0 if drivers is None else len(drivers.quarantined),
+        }
 
     def offers(self) -> list[Offer]:
         """Return the workflow capabilities."""
@@ -142,6 +147,8 @@ class WorkflowEngine(Agent):
             self.offer(contracts.WORKFLOW_LIST, self._on_list),
             self.offer(contracts.TASK_RETRY, self._on_task_retry),
             self.offer(contracts.TASK_SKIP, self._on_task_skip),
+            self.offer(contracts.TASK_COMPLETE, self._on_task_complete),
+            self.offer(contracts.WORKFLOW_WHY, self._on_why),
         ]
 
     # --- life ------------------------------------------------------------------------------------------
@@ -156,15 +163,6 @@ class WorkflowEngine(Agent):
         )
         self._histories = Histories(self.mesh, self.catalog)
         self._log = LogWriter(self.mesh)
-        self._ownership = Ownership(
-            self.mesh,
-            owner=self.owner,
-            agent_id=self.agent_id,
-            lease_seconds=self.section.lease_seconds,
-            take_up=self._take_up,
-            may_claim=self._may_claim,
-            on_beat=self._read_all_inboxes,
-        )
         self._performer = MeshPerformer(
             self.mesh,
             engine_id=self.agent_id,
@@ -174,11 +172,49 @@ class WorkflowEngine(Agent):
             spawn=self.spawn,
             count_dispatch=lambda capability: self._dispatched.labels(capability).inc(),
         )
+        self._drivers = Drivers(
+            owner=self.owner,
+            log=self._log,
+            performer=self._performer,
+            histories=self._histories,
+            slots=self._slots,
+            clock=self.clock,
+            spawn=self.spawn,
+            on_ended=self._ended_one,
+        )
+        self._starts = Starts(
+            catalog=self.catalog,
+            histories=self._histories,
+            clock=self.clock,
+            new_id=lambda: new_id("ins", self.clock, self.random),
+            begin=self._drivers.begin,
+            has_slot=lambda: self._slots.has_free and not self._drivers.draining,
+            refuse=self._too_many,
+        )
+        self._ownership = Ownership(
+            self.mesh,
+            owner=self.owner,
+            agent_id=self.agent_id,
+            lease_seconds=self.section.lease_seconds,
+            holder=self._drivers,
+            room=self._room,
+            on_beat=self._read_all_inboxes,
+        )
+        self._explainer = Explainer(
+            self.mesh,
+            self,
+            agent_id=self.agent_id,
+            histories=self._histories,
+            clock=self.clock,
+            lease_seconds=self.section.lease_seconds,
+        )
 
     async def on_ready(self) -> None:
         """Take a lease, take up what nobody owns, and begin to listen."""
         await self.mesh.subscribe(contracts.EVENT_INBOX_FILLED, self._on_inbox_filled)
+        await self.mesh.subscribe(contracts.EVENT_INSTANCE_OVERDUE, self._on_overdue)
         self.spawn(self._ownership.keep_lease(), "lease")
+        self.spawn(self._ownership.keep_in_step(), "instances")
         if not self._embedded:
             self.spawn(self._ownership.claim_what_nobody_owns(), "claims")
             if self.section.load_workflows_on_start:
@@ -186,12 +222,9 @@ class WorkflowEngine(Agent):
 
     async def on_stop(self) -> None:
         """Let go of every instance, durably, so that another engine takes it up at once."""
-        self._draining = True
-        await asyncio.gather(
-            *(driver.idle() for driver in list(self._drivers.values())), return_exceptions=True
-        )
-        for driver in self._drivers.values():
-            driver.let_go()
+        self._drivers.draining = True
+        await self._drivers.idle()
+        self._drivers.let_go_of_all()
         await self._log.stop()
         await self._ownership.release()
 
@@ -206,106 +239,65 @@ class WorkflowEngine(Agent):
 
     # --- what it owns ----------------------------------------------------------------------------------
 
-    def _may_claim(self) -> bool:
-        return not self._draining and len(self._drivers) < self.section.max_pending_workflows
+    def _room(self) -> int:
+        """Return how many more instances can be held."""
+        if self._drivers.draining:
+            return 0
+        return max(0, self.section.max_pending_workflows - self._drivers.owned)
 
-    async def _take_up(self, row: contracts.InstanceRow) -> bool:
-        """Rebuild an instance that is ours and drive it; return false when it could not be read now.
+    def _too_many(self) -> str:
+        """Return why no further instance is started now; empty when one is."""
+        waiting = len(self._slots.pending)
+        if waiting < self.section.max_pending_workflows:
+            return ""
+        return f"{waiting} instances wait for a slot; try again later"
 
-        One whose history cannot be replayed is left alone and hinders no other.
-        """
-        if row.instance_id in self._drivers:
-            return True
-        try:
-            plan, instance = await self._histories.rebuild(row)
-        except AmpError as error:
-            self.logger.warning("instance_not_read", instance_id=row.instance_id, code=error.code)
-            return False
-        except UNREADABLE as error:
-            self.logger.error("instance_not_rebuilt", instance_id=row.instance_id, reason=str(error))
-            return True
-        if not instance.status.is_final and row.instance_id not in self._drivers and not self._draining:
-            driver = self._new_driver(plan, instance, epoch=row.epoch)
-            self._drivers[instance.id] = driver
-            self._note_slot(driver)
-            driver.restore()
-            self._admit_next()
-        return True
-
-    def _new_driver(self, plan: Plan, instance: Instance, *, epoch: int) -> Driver:
-        return Driver(
-            plan,
-            instance=instance,
-            owner=self.owner,
-            epoch=epoch,
-            log=self._log,
-            performer=self._performer,
-            clock=self.clock,
-            spawn=self.spawn,
-            on_change=self._on_change,
-            on_lost=self._on_lost,
+    def _ended_one(self, instance: Instance) -> None:
+        self._ended.labels(instance.status.value).inc()
+        if instance.completed_at is not None:
+            self._seconds.observe((instance.completed_at - instance.created_at).total_seconds())
+        self.logger.info(
+            "instance_ended",
+            instance_id=instance.id,
+            workflow_id=instance.workflow_id,
+            status=instance.status.value,
+            error_code=instance.error.code if instance.error else None,
         )
 
-    def _on_lost(self, driver: Driver, reason: str) -> None:
-        self.logger.warning("instance_lost_to_another_engine", instance_id=driver.id, reason=reason)
-        self._forget(driver)
+    async def _on_overdue(self, event: Event) -> None:
+        """An instance was to be looked at before now: look at it, or take it up when it is ours and is not driven."""
+        if event.data.get("owner") != self.owner:
+            return
+        driver = self._drivers.get(str(event.data.get("instance_id", "")))
+        if driver is None:
+            self._ownership.compare_soon()
+        else:
+            self.logger.warning("instance_overdue", instance_id=driver.id)
+            driver.post(st.Tick(at=self.clock.now()))
 
-    def _forget(self, driver: Driver) -> None:
-        self._drivers.pop(driver.id, None)
-        self._running.discard(driver.id)
-        self._pending.pop(driver.id, None)
-        self._admit_next()
+    # --- what the explainer reads ------------------------------------------------------------------------
 
-    # --- slots -----------------------------------------------------------------------------------------
+    def driver_of(self, instance_id: str) -> Driver | None:
+        """Return who drives the instance here, if anybody does."""
+        driver = self._drivers.get(instance_id)
+        return driver if driver is not None and not driver.lost else None
 
-    def _note_slot(self, driver: Driver) -> None:
-        """Keep count of who runs and who waits, after a change of the instance's status."""
-        match driver.instance.status:
-            case InstanceStatus.RUNNING:
-                self._running.add(driver.id)
-                self._pending.pop(driver.id, None)
-            case InstanceStatus.PENDING:
-                self._running.discard(driver.id)
-                self._pending[driver.id] = None
-            case _:
-                self._running.discard(driver.id)
-                self._pending.pop(driver.id, None)
+    def ended_here(self, instance_id: str) -> tuple[Plan, Instance] | None:
+        """Return an instance that ended here lately."""
+        return self._drivers.recent.get(instance_id)
 
-    def _has_slot(self) -> bool:
-        return len(self._running) < self.section.max_concurrent_workflows and not self._pending
+    def slots_for(self, instance_id: str) -> surroundings.Slots:
+        """Return how the slots are taken, and the instance's place in the line."""
+        return surroundings.Slots(
+            running=len(self._slots.running),
+            limit=self._slots.limit,
+            waiting=len(self._slots.pending),
+            place=self._slots.place(instance_id),
+        )
 
-    def _admit_next(self) -> None:
-        """Let the longest waiting instances begin while there are free slots."""
-        while (
-            self._pending
-            and len(self._running) < self.section.max_concurrent_workflows
-            and not self._draining
-        ):
-            instance_id, _ = self._pending.popitem(last=False)
-            self._running.add(instance_id)
-            self._drivers[instance_id].post(st.Admit(at=self.clock.now()))
-
-    def _on_change(self, driver: Driver) -> None:
-        """Facts of an instance became durable."""
-        instance = driver.committed
-        self._note_slot(driver)
-        if instance.status.is_final:
-            self._drivers.pop(instance.id, None)
-            driver.let_go()
-            self._recent[instance.id] = (driver.plan, instance)
-            while len(self._recent) > MAX_RECENT:
-                self._recent.popitem(last=False)
-            self._ended.labels(instance.status.value).inc()
-            if instance.completed_at is not None:
-                self._seconds.observe((instance.completed_at - instance.created_at).total_seconds())
-            self.logger.info(
-                "instance_ended",
-                instance_id=instance.id,
-                workflow_id=instance.workflow_id,
-                status=instance.status.value,
-                error_code=instance.error.code if instance.error else None,
-            )
-        self._admit_next()
+    def place_of(self, token: str) -> surroundings.Place | None:
+        """Return what this engine itself knows of where an attempt is."""
+        return self._performer.place_of(token)
 
     # --- the inbox -------------------------------------------------------------------------------------
 
@@ -320,7 +312,7 @@ class WorkflowEngine(Agent):
 
     async def _read_inboxes(self, instance_ids: list[str]) -> None:
         """Post what lies in the inboxes of our instances; each entry leaves its inbox with the facts it causes."""
-        if not self._drivers:
+        if not len(self._drivers):
             return
         reply = await self.mesh.request(
             contracts.INBOX_READ.id,
@@ -329,6 +321,8 @@ class WorkflowEngine(Agent):
             patience_seconds=STORE_PATIENCE_SECONDS,
             resend=True,
         )
+        if reply.items:
+            crash.reach("engine.inbox.read")
         for item in reply.items:
             driver = self._drivers.get(item.instance_id)
             if driver is not None:
@@ -356,6 +350,7 @@ class WorkflowEngine(Agent):
                 f"instance {instance_id} is {status} and cannot change any more",
                 {"current_state": status.value, "instance_id": instance_id},
             )
+        crash.reach("engine.inbox.put")
         driver = self._drivers.get(instance_id)
         if driver is not None:
             await self._read_inboxes([instance_id])
@@ -382,57 +377,29 @@ class WorkflowEngine(Agent):
         inputs: Mapping[str, Any] | None = None,
         *,
         instance_id: str | None = None,
+        idempotency_key: str = "",
         trigger: str = "api",
     ) -> StartedInstance:
-        """Start an instance and return it once that is durable. The same `instance_id` starts only once.
+        """Start an instance and return it once that is durable.
 
-        Raises: WorkflowNotFound, InvalidInputs with every problem, EngineBusy.
+        Args:
+            instance_id: The instance's name; it starts only once.
+            idempotency_key: The start's name: the same key with the same request gives the same answer.
+
+        Raises: WorkflowNotFound, InvalidInputs with every problem, EngineBusy, IdempotencyKeyReused.
         """
-        plan = await self.catalog.newest(workflow_id)
-        try:
-            ready = await self._checked_inputs(plan, dict(inputs or {}))
-        except InputError as error:
-            problems = [msgspec.to_builtins(problem) for problem in error.problems]
-            raise InvalidInputs(str(error), {"problems": problems}) from None
-        if len(self._pending) >= self.section.max_pending_workflows:
-            raise EngineBusy(
-                f"{len(self._pending)} instances wait for a slot; try again later",
-                {"retry_after_ms": BUSY_RETRY_MS},
-            )
-        name = instance_id or new_id("ins", self.clock, self.random)
-        if name in self._drivers:
-            return self._known(self._drivers[name].committed)
-        step = machine.start(
-            plan,
-            name,
-            ready,
-            at=self.clock.now(),
+        wish = self._starts.wish(
+            workflow_id,
+            inputs or {},
+            instance_id=instance_id,
             trigger=trigger,
-            admit=self._has_slot() and not self._draining,
+            idempotency_key=idempotency_key,
         )
-        driver = self._new_driver(plan, step.instance, epoch=1)
-        self._drivers[name] = driver
-        self._note_slot(driver)
-        outcome = await driver.begin(step)
-        if outcome.status != "ok":
-            self._forget(driver)
-            return await self._existing(name)
-        self._started.inc()
-        self.logger.info("instance_started", instance_id=name, workflow_id=workflow_id)
-        return StartedInstance(name, driver.committed.status.value, workflow_id)
-
-    async def _checked_inputs(self, plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return the inputs with their defaults. A schema may be slow to apply, so that is done off the loop."""
-        if plan.input_schema is None:
-            return prepare_inputs(None, inputs)
-        return await asyncio.to_thread(prepare_inputs, plan.input_schema, inputs)
-
-    def _known(self, instance: Instance) -> StartedInstance:
-        return StartedInstance(instance.id, instance.status.value, instance.workflow_id, created=False)
-
-    async def _existing(self, instance_id: str) -> StartedInstance:
-        row = await self._histories.row(instance_id)
-        return StartedInstance(instance_id, row.status.value, row.workflow_id, created=False)
+        started = await self._starts.start(wish)
+        if started.created and not started.replayed:
+            self._started.inc()
+            self.logger.info("instance_started", instance_id=started.id, workflow_id=workflow_id)
+        return started
 
     async def get_status(self, instance_id: str) -> contracts.WorkflowStatus:
         """Return the status document of an instance, whoever owns it.
@@ -447,10 +414,10 @@ class WorkflowEngine(Agent):
         driver = self._drivers.get(instance_id)
         if driver is not None and not driver.lost:
             await driver.stored()
-        if driver is not None and not driver.lost:
+        if driver is not None and not driver.lost and self._ownership.is_live:
             return driver.plan, driver.committed
-        if instance_id in self._recent:
-            return self._recent[instance_id]
+        if instance_id in self._drivers.recent:
+            return self._drivers.recent[instance_id]
         return await self._histories.rebuild(await self._histories.row(instance_id))
 
     async def pause_workflow(
@@ -482,13 +449,18 @@ class WorkflowEngine(Agent):
     async def _on_start_workflow(self, request: Incoming) -> contracts.WorkflowStarted:
         asked: contracts.WorkflowStartRequest = request.parameters
         started = await self.start_workflow(
-            asked.workflow_id, asked.inputs, instance_id=asked.instance_id, trigger=asked.trigger
+            asked.workflow_id,
+            asked.inputs,
+            instance_id=asked.instance_id,
+            idempotency_key=asked.idempotency_key,
+            trigger=asked.trigger,
         )
         return contracts.WorkflowStarted(
             instance_id=started.id,
             status=started.status,
             workflow_id=started.workflow_id,
             created=started.created,
+            replayed=started.replayed,
         )
 
     async def _on_pause(self, request: Incoming) -> contracts.WorkflowControlled:
@@ -535,14 +507,27 @@ class WorkflowEngine(Agent):
             asked.workflow_instance_id, asked.task_id, "task_skip", {"reason": asked.reason}
         )
 
+    async def _on_task_complete(self, request: Incoming) -> contracts.TaskControlled:
+        asked: contracts.TaskCompleteRequest = request.parameters
+        data = {"outputs": asked.outputs, "reason": asked.reason}
+        return await self._control_task(asked.workflow_instance_id, asked.task_id, "task_complete", data)
+
+    async def _on_why(self, request: Incoming) -> contracts.WorkflowWhy:
+        return await self._explainer.explain(request.parameters)
+
     async def _control_task(
         self, instance_id: str, task_id: str, kind: str, data: dict[str, Any]
     ) -> contracts.TaskControlled:
-        plan, _ = await self._find(instance_id)
+        plan, instance = await self._find(instance_id)
         if task_id not in plan.tasks:
-            raise WorkflowNotFound(
+            raise TaskNotFound(
                 f"workflow {plan.workflow_id!r} has no task {task_id!r}", {"known": list(plan.tasks)[:20]}
             )
+        refusals = orders.refusals(plan, instance, task_id, self.clock.now())
+        if refusal := refusals[kind.removeprefix("task_")]:
+            allowed = [order for order, reason in refusals.items() if not reason]
+            current = instance.runs[task_id].status.value
+            raise IllegalState(refusal, {"current_state": current, "allowed": allowed, "task_id": task_id})
         await self._put(instance_id, kind, {"task_id": task_id, **data})
         return contracts.TaskControlled(accepted=True, workflow_instance_id=instance_id, task_id=task_id)
 

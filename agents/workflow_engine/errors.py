@@ -3,12 +3,16 @@
 AmpError
 ├── WorkflowNotFound          no definition of that id
 ├── InstanceNotFound          no instance of that id
+├── TaskNotFound              the instance's workflow has no task of that id
 ├── InvalidDefinition         every problem of a definition in `details.problems`
 ├── InvalidInputs             every problem of the inputs in `details.problems`
 ├── IllegalState              the instance's state does not allow the order
 ├── DefinitionExists          another definition is stored under that id and version
 ├── FileRefused               a file outside the workflow folders, or unreadable
-└── EngineBusy                too many instances wait for a slot
+├── EngineBusy                too many instances wait for a slot, or the store takes no more
+├── IdempotencyKeyReused      the idempotency key of a start named another request before
+├── StartRefused              the store will never take the start
+└── InstanceUnreadable        the history of an instance cannot be replayed
 """
 
 from typing import Any
@@ -38,6 +42,12 @@ class InstanceNotFound(EngineError):
     """No instance of that id exists."""
 
     wire_code = "INSTANCE_NOT_FOUND"
+
+
+class TaskNotFound(EngineError):
+    """The instance's workflow has no task of that id."""
+
+    wire_code = "TASK_NOT_FOUND"
 
 
 class InvalidDefinition(EngineError):
@@ -71,7 +81,23 @@ class FileRefused(EngineError):
 
 
 class EngineBusy(EngineError):
-    """Too many instances wait for a slot."""
+    """Too many instances wait for a slot, or the store takes no more: nothing was started."""
 
     wire_code = "INSUFFICIENT_RESOURCES"
     may_retry = True
+
+
+class IdempotencyKeyReused(EngineError):
+    """The idempotency key of a start named another request before."""
+
+    wire_code = "IDEMPOTENCY_KEY_REUSED"
+
+
+class StartRefused(EngineError):
+    """The store will never take the start: it breaks a bound, such as the size of the inputs."""
+
+    wire_code = "INVALID_INPUT"
+
+
+class InstanceUnreadable(EngineError):
+    """The history of an instance cannot be replayed by this release."""

@@ -3,7 +3,7 @@
 import msgspec
 
 from agents.workflow_engine.catalog import Catalog
-from agents.workflow_engine.errors import InstanceNotFound
+from agents.workflow_engine.errors import InstanceNotFound, InstanceUnreadable, WorkflowNotFound
 from amp.client import MeshClient
 from orchestration import contracts, machine
 from orchestration import events as ev
@@ -12,7 +12,16 @@ from orchestration.instance import Instance
 
 PAGE_EVENTS = 1000
 STORE_PATIENCE_SECONDS = 30.0
-UNREADABLE = (ValueError, KeyError, msgspec.ValidationError)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    msgspec.MsgspecError,
+)
 """What a history raises that no machine of this release can replay."""
 
 
@@ -42,10 +51,28 @@ class Histories:
     async def rebuild(self, row: contracts.InstanceRow) -> tuple[Plan, Instance]:
         """Return an instance as its history makes it, with the plan it was started with.
 
-        Raises: AmpError when it could not be read now, one of UNREADABLE when it never can be.
+        Raises: InstanceUnreadable when it never can be, another AmpError when it could not be read now.
         """
-        plan = await self._catalog.by_hash(row.definition_hash)
-        return plan, machine.replay(plan, row.instance_id, await self._events(row.instance_id))
+        try:
+            plan = await self._catalog.by_hash(row.definition_hash)
+            return plan, machine.replay(plan, row.instance_id, await self._events(row.instance_id))
+        except (WorkflowNotFound, *UNREADABLE) as error:
+            raise InstanceUnreadable(
+                f"the history of {row.instance_id} cannot be replayed: {type(error).__name__}: {error}",
+                {"instance_id": row.instance_id},
+            ) from error
+
+    async def start_of(self, instance_id: str) -> ev.InstanceStarted | None:
+        """Return an instance's first event, None when there is no such instance."""
+        page = await self._mesh.request(
+            contracts.LOG_READ.id,
+            contracts.LogReadRequest(instance_id=instance_id, limit=1),
+            reply_type=contracts.LogReadReply,
+            patience_seconds=STORE_PATIENCE_SECONDS,
+            resend=True,
+        )
+        first = ev.decode(page.events[0].data) if page.events else None
+        return first if isinstance(first, ev.InstanceStarted) else None
 
     async def _events(self, instance_id: str) -> list[ev.Event]:
         found: list[ev.Event] = []
