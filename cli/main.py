@@ -112,6 +112,44 @@ def validate(
 
 
 @app.command()
+def sim(
+    workflow: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", help="Definition, YAML or JSON.  [default: generated workflows]"),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=VALUE", help="One input; repeat for more."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds to run.  [default: 100]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first seed; alone, the only one.")] = None,
+    faults: Annotated[
+        str | None,
+        typer.Option(metavar="KIND,...", help="Which faults may happen, or none.  [default: all kinds]"),
+    ] = None,
+    plant: Annotated[str, typer.Option(help="A bug to plant: answer-before-commit.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Write every log line of one seed's run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON line a seed.")] = False,
+) -> None:
+    """Run workflows on a simulated mesh whose agents are killed, cut off and delayed, and check every promise."""
+    from cli.sim import SimRequest, simulate
+
+    request = SimRequest(
+        file=workflow,
+        values=tuple(values or ()),
+        seed=seed,
+        seeds=seeds,
+        faults=faults,
+        plant=plant,
+        jobs=jobs,
+        trace=trace,
+        as_json=as_json,
+    )
+    raise typer.Exit(simulate(request))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of workflow definitions."""
     from cli.validate import print_schema

@@ -118,12 +118,9 @@ def _effects(mesh: SimulatedMesh, plan: Plan, instance: Instance) -> list[str]:
         task, count = plan.tasks[run.task_id], done[run.task_id]
         if task.effects in (Effects.ONCE, Effects.IRREVERSIBLE) and count > 1:
             findings.append(f"the effect of {task.id} must happen once and happened {count} times")
-        about = task.parameters.get("parameters", {})
-        simulated = task.type == "custom" and "of" not in about
+        simulated = task.type == "custom" and (plan.workflow_id, task.id) not in mesh.ledger.asks
         if simulated and run.status == "completed" and not count and not task.on_error.fallback:
             findings.append(f"{task.id} is completed and was never done")
-        if count > run.attempt:
-            findings.append(f"{task.id} was done {count} times in {run.attempt} attempts")
     return findings
 
 

@@ -6,7 +6,7 @@ It starts, freezes, kills and starts again; when that happens is the faults' bus
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,8 @@ from amp import crash
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError
 from amp.router import Router
+from orchestration import events as ev
+from orchestration.definition.plan import Plan
 from runtime.settings import Settings
 from simulation import processes
 from simulation.clock import MachineClock
@@ -28,7 +30,7 @@ from simulation.lives import CURRENT, Killed, Life
 from simulation.loop import VirtualLoop
 from simulation.network import SimulatedNetwork
 from simulation.store import Plant, SimulatedStore
-from simulation.work import Ledger
+from simulation.work import Ledger, Subject
 
 ROUTER = "router"
 CLIENT = "sim-client"
@@ -74,6 +76,7 @@ class SimulatedMesh:
         loop: VirtualLoop,
         seed: str,
         settings: Settings,
+        plans: Mapping[str, Plan],
         *,
         executors: int = 2,
         engines: int = 1,
@@ -84,7 +87,8 @@ class SimulatedMesh:
         self.loop = loop
         self.settings = settings
         self.store = SimulatedStore(Random(f"{seed}:disk"), plant)
-        self.ledger = Ledger()
+        self.ledger = Ledger(_subjects(plans.values()))
+        self.ledger.begun = self._latest_attempt
         self.lives: list[Life] = []
         self.failures: list[str] = []
         """Ends of agents that nobody caused: their own background tasks failed."""
@@ -232,6 +236,11 @@ class SimulatedMesh:
 
     # --- what is known about a run -------------------------------------------------------------------------
 
+    def _latest_attempt(self, instance_id: str, task_id: str) -> int:
+        facts = (ev.decode(event.data) for event in self.store.events if event.instance_id == instance_id)
+        started = (fact for fact in facts if isinstance(fact, ev.TaskStarted) and fact.task_id == task_id)
+        return max((fact.attempt for fact in started), default=0)
+
     def note(self, text: str) -> None:
         """Make something part of the run's hash, and of its trace."""
         self._digest.update(f"{self.loop.time():.9f} {text}\n".encode())
@@ -256,6 +265,15 @@ class SimulatedMesh:
             digest.update(f"{event.offset} {event.instance_id} {event.seq}".encode())
             digest.update(bytes(event.data))
         return digest.hexdigest()
+
+
+def _subjects(plans: Iterable[Plan]) -> dict[tuple[str, str], Subject]:
+    return {
+        (plan.workflow_id, task.reconcile): Subject(task.id, task.output_names)
+        for plan in plans
+        for task in plan.tasks.values()
+        if task.reconcile
+    }
 
 
 def in_world(loop: VirtualLoop, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -19,9 +19,10 @@ from agents.state_manager.storage.base import Storage
 from agents.state_manager.store_clock import StoreClock
 from agents.task_executor import TaskExecutor
 from agents.workflow_engine import WorkflowEngine
+from orchestration.contracts import CustomTaskRequest
 from runtime.settings import Settings
 from simulation.store import SimulatedStore
-from simulation.work import Ledger, SimulatedWork
+from simulation.work import Anything, Ledger, SimulatedWork
 
 __all__ = [
     "ConditionEvaluator",
@@ -32,8 +33,8 @@ __all__ = [
     "WorkflowEngine",
 ]
 
-SIMULATED_TYPES = ("api_call", "subprocess", "file_operation", "custom")
-"""Task types that touch the world. The others are computed by the real handlers."""
+SIMULATED_TYPES = ("api_call", "subprocess", "file_operation")
+"""Task types that touch the world, besides `custom`. The others are computed by the real handlers."""
 
 
 class SimulatedStateManager(StateManager):
@@ -53,11 +54,9 @@ class SimulatedExecutor(TaskExecutor):
 
     def __init__(self, settings: Settings, *, ledger: Ledger, **options: Any) -> None:
         super().__init__(settings, **options)
-        simulated = SimulatedWork(ledger)
-        self._execution.handlers = {
-            name: simulated if name in SIMULATED_TYPES else handler
-            for name, handler in self._execution.handlers.items()
-        }
+        simulated = dict.fromkeys(SIMULATED_TYPES, SimulatedWork(ledger, Anything))
+        simulated["custom"] = SimulatedWork(ledger, CustomTaskRequest)
+        self._execution.handlers = {**self._execution.handlers, **simulated}
 
 
 class InlineDatabase:

@@ -38,6 +38,7 @@ class Subject:
     definition: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] | None = None
     file: str = ""
+    values: tuple[str, ...] = ()
 
     def workload(self, seed: int) -> Workload:
         """Return the workload of a seed."""
@@ -106,6 +107,8 @@ def command_of(seed: int, subject: Subject, faults: Collection[Kind], plant: Pla
     words = ["amp", "sim"]
     if subject.file:
         words.append(subject.file)
+    for pair in subject.values:
+        words += ["-i", pair]
     words += ["--seed", str(seed)]
     if set(faults) != set(KINDS):
         words += ["--faults", ",".join(kind for kind in KINDS if kind in faults)]
@@ -135,6 +138,7 @@ class _Run:
             self.loop,
             str(seed),
             settings_of(folder),
+            plans,
             executors=workload.executors,
             engines=workload.engines,
             plant=plant,

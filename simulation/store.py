@@ -7,7 +7,8 @@ the meantime is the next commit, and callers are answered after it. `plant` make
 import asyncio
 import copy
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +36,7 @@ from orchestration.contracts import (
 from simulation.clock import EPOCH
 
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, T]]
 
 Plant = Literal["", "answer-before-commit"]
 COMMIT_SECONDS = 0.001
@@ -60,7 +62,7 @@ class SimulatedStore(MemoryStorage):
         super().__init__(StoreClock(_TrueClock()))
         self._random = random
         self._plant = plant
-        self._queue: list[tuple[Coroutine[Any, Any, Any], asyncio.Future[Any]]] = []
+        self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._uncommitted: dict[int, dict[str, Any]] = {}
         self._writes = 0
@@ -70,8 +72,6 @@ class SimulatedStore(MemoryStorage):
         if self._uncommitted:
             self.__dict__.update(self._uncommitted[min(self._uncommitted)])
             self._uncommitted.clear()
-        for work, _ in self._queue:
-            work.close()
         self._queue = []
         self._writer = None
         clock.not_before(to_microseconds(self.clock.now()))
@@ -94,7 +94,7 @@ class SimulatedStore(MemoryStorage):
 
     # --- committing ----------------------------------------------------------------------------------------
 
-    async def _commit(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _commit(self, work: Work[T]) -> T:
         """Return what `work` returns, once that is durable."""
         crash.reach("store.request.queued")
         if self._plant == "answer-before-commit":
@@ -125,7 +125,7 @@ class SimulatedStore(MemoryStorage):
         slow = self._random.random() < SLOW_COMMITS
         return self._random.random() * (SLOW_COMMIT_SECONDS if slow else COMMIT_SECONDS * 2)
 
-    def _too_early(self, work: Coroutine[Any, Any, T]) -> T:
+    def _too_early(self, work: Work[T]) -> T:
         """The planted bug: answer now, commit later. What a kill finds in between is gone."""
         number = self._writes = self._writes + 1
         self._uncommitted[number] = self._snapshot()
@@ -152,45 +152,45 @@ class SimulatedStore(MemoryStorage):
 
     async def append(self, batches: Sequence[AppendBatch]) -> list[AppendOutcome]:
         """Store the batches."""
-        return await self._commit(super().append(batches))
+        return await self._commit(partial(super().append, batches))
 
     async def put_inbox(self, request: InboxPutRequest) -> tuple[InboxPutReply, str]:
         """Store an inbox entry."""
-        return await self._commit(super().put_inbox(request))
+        return await self._commit(partial(super().put_inbox, request))
 
     async def keep_lease(self, owner: str, agent_id: str, lease_seconds: float) -> LeaseStanding:
         """Begin or renew a lease."""
-        return await self._commit(super().keep_lease(owner, agent_id, lease_seconds))
+        return await self._commit(partial(super().keep_lease, owner, agent_id, lease_seconds))
 
     async def end_lease(self, owner: str) -> int:
         """End a lease."""
-        return await self._commit(super().end_lease(owner))
+        return await self._commit(partial(super().end_lease, owner))
 
     async def sweep_leases(self) -> LeaseSweep:
         """End the leases whose time is over."""
-        return await self._commit(super().sweep_leases())
+        return await self._commit(super().sweep_leases)
 
     async def claim(self, owner: str, limit: int) -> list[InstanceRow]:
         """Give away what nobody owns."""
-        return await self._commit(super().claim(owner, limit))
+        return await self._commit(partial(super().claim, owner, limit))
 
     async def put_definition(self, request: DefinitionPutRequest) -> DefinitionPutReply:
         """Store a definition."""
-        return await self._commit(super().put_definition(request))
+        return await self._commit(partial(super().put_definition, request))
 
     async def change_state(self, state_id: str, decide: DecideState) -> StoredState | None:
         """Change a state."""
-        return await self._commit(super().change_state(state_id, decide))
+        return await self._commit(partial(super().change_state, state_id, decide))
 
     async def change_context(self, context_id: str, decide: DecideContext) -> StoredContext:
         """Change a context."""
-        return await self._commit(super().change_context(context_id, decide))
+        return await self._commit(partial(super().change_context, context_id, decide))
 
 
-def _outcome(work: Coroutine[Any, Any, T]) -> tuple[Any, Exception | None]:
+def _outcome(work: Work[T]) -> tuple[Any, Exception | None]:
     """Return what work that never waits returns, or what it raised."""
     try:
-        work.send(None)
+        work().send(None)
     except StopIteration as end:
         return end.value, None
     except Exception as error:  # boundary: raised where the caller waits for the commit

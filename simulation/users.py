@@ -16,7 +16,7 @@ from orchestration.definition.plan import Plan
 from orchestration.instance import Instance
 from orchestration.status import InstanceStatus, TaskStatus
 from simulation.mesh import SimulatedMesh, sleep_until
-from simulation.work import value_of
+from simulation.work import outputs_of
 from simulation.workload import Order, Start, Workload
 
 ANSWER_SECONDS = 10.0
@@ -151,8 +151,7 @@ class Users:
             task = plan.tasks[run.task_id]
             if run.status is not TaskStatus.OUTCOME_UNKNOWN or (task.reconcile and run.attempt < 3):
                 continue
-            done = self.mesh.ledger.settle(instance_id, run.task_id, run.attempt)
-            name = task.output_names[0] if task.output_names else "value"
+            done = self.mesh.ledger.settle(instance_id, run.task_id)
             about = task.parameters.get("parameters", {})
             if done:
                 given = _filled(about.get("given"), instance)
@@ -161,7 +160,7 @@ class Users:
                     contracts.TaskCompleteRequest(
                         workflow_instance_id=instance_id,
                         task_id=run.task_id,
-                        outputs={name: value_of(run.task_id, given)},
+                        outputs=outputs_of(run.task_id, task.output_names, given),
                     ),
                 )
             else:

@@ -7,13 +7,15 @@ task and its inputs alone, so that a run with faults must end as one without.
 import asyncio
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from agents.task_executor.errors import NotPermitted, TaskFailed
 from agents.task_executor.handlers.base import Outcome, TaskContext
-from orchestration.contracts import CustomTaskRequest
+from orchestration.contracts import Attempt, CustomTaskRequest
 
 VALUES = 1000
 """Outputs are numbers below this."""
@@ -30,13 +32,24 @@ class Effect:
     at: float
 
 
-class Ledger:
-    """What was done, in order."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The task that a reconcile task asks about."""
 
-    def __init__(self) -> None:
+    task_id: str
+    output_names: tuple[str, ...]
+
+
+class Ledger:
+    """What was done, in order. `asks` tells for a workflow's reconcile task what it asks about."""
+
+    def __init__(self, asks: Mapping[tuple[str, str], Subject]) -> None:
+        self.asks = asks
         self.effects: list[Effect] = []
         self.calls: Counter[str] = Counter()
         """How often something was asked for, by idempotency key."""
+        self.begun: Callable[[str, str], int] = lambda instance_id, task_id: 0
+        """Which attempt of a task the log names last."""
         self._void: dict[tuple[str, str], int] = {}
 
     def performed(self, instance_id: str, task_id: str) -> int:
@@ -45,15 +58,14 @@ class Ledger:
             effect.instance_id == instance_id and effect.task_id == task_id for effect in self.effects
         )
 
-    def settle(self, instance_id: str, task_id: str, attempt: int) -> bool:
-        """Return whether a task's effect happened; if not, refuse it to this attempt and all before it.
+    def settle(self, instance_id: str, task_id: str) -> bool:
+        """Return whether a task's effect happened; if not, refuse it to every attempt that was asked for so far.
 
         So does a bank that is asked about a payment it has not seen: who asks must be able to rely on the answer.
         """
         done = self.performed(instance_id, task_id) > 0
         if not done:
-            known = self._void.get((instance_id, task_id), 0)
-            self._void[instance_id, task_id] = max(known, attempt)
+            self._void[instance_id, task_id] = self.begun(instance_id, task_id)
         return done
 
     def perform(self, effect: Effect) -> None:
@@ -63,32 +75,39 @@ class Ledger:
         self.effects.append(effect)
 
 
-def value_of(task_id: str, given: object) -> int:
-    """Return the output of a task."""
-    return zlib.crc32(repr((task_id, given)).encode()) % VALUES
+def outputs_of(task_id: str, names: Sequence[str], given: object) -> dict[str, Any]:
+    """Return the outputs of a task: numbers that depend on the task, the names and what it was given."""
+    return {
+        name: zlib.crc32(repr((task_id, number, given)).encode()) % VALUES
+        for number, name in enumerate(names or ("value",))
+    }
+
+
+class Anything(msgspec.Struct):
+    """Parameters of any task: they are not looked at."""
 
 
 class SimulatedWork:
-    """The handler of tasks that touch the world. It answers `custom` requests and those of a person's own definition.
+    """The handler of tasks that touch the world.
 
-    Parameters of `custom` tasks: `before`, `after` (seconds around the effect), `fails` (calls that fail first),
-    `broken` (it always fails), `given` (what the output depends on); `of` asks whether another task was done.
+    Generated `custom` tasks say what to do in their parameters: `before`, `after` (seconds around the effect), `fails`
+    (calls that fail first), `broken` (it always fails), `given` (what the outputs depend on). Tasks of a person's own
+    definition just take their time.
     """
 
-    request_type = CustomTaskRequest
-
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, request_type: type[msgspec.Struct]) -> None:
+        self.request_type = request_type
         self._ledger = ledger
 
-    async def run(self, request: CustomTaskRequest, context: TaskContext) -> Outcome:
+    async def run(self, request: Any, context: TaskContext) -> Outcome:
         """Do the work and return its outcome. Raises TaskError."""
         attempt = context.attempt
         assert attempt is not None, "only the engine asks for simulated work"
-        about = request.parameters
-        if "of" in about:
-            return self._reconcile(attempt.workflow_instance_id, about)
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(_seconds(about, "before"))
+        about: Mapping[str, Any] = request.parameters if isinstance(request, CustomTaskRequest) else {}
+        subject = self._ledger.asks.get((attempt.workflow_id, attempt.task_id))
+        if subject is not None:
+            return self._reconcile(attempt.workflow_instance_id, subject, about.get("given"))
+        await asyncio.sleep(float(about.get("before", self._usual_seconds(attempt))))
         key = attempt.idempotency_key
         self._ledger.calls[key] += 1
         if about.get("broken") or self._ledger.calls[key] <= int(about.get("fails", 0)):
@@ -99,24 +118,21 @@ class SimulatedWork:
                 instance_id=attempt.workflow_instance_id,
                 task_id=attempt.task_id,
                 attempt=attempt.attempt,
-                at=loop.time(),
+                at=asyncio.get_running_loop().time(),
             )
         )
-        await asyncio.sleep(_seconds(about, "after"))
-        name = attempt.output_names[0] if attempt.output_names else "value"
-        return _outcome({name: value_of(attempt.task_id, about.get("given"))})
+        await asyncio.sleep(float(about.get("after", 0.0)))
+        return _outcome(outputs_of(attempt.task_id, attempt.output_names, about.get("given")))
 
-    def _reconcile(self, instance_id: str, about: Mapping[str, Any]) -> Outcome:
-        task_id, given = str(about["of"]), about.get("given")
-        latest = int(about.get("attempts", 1_000))
-        if self._ledger.settle(instance_id, task_id, latest):
-            outputs = {str(about["name"]): value_of(task_id, given)}
+    @staticmethod
+    def _usual_seconds(attempt: Attempt) -> float:
+        return zlib.crc32(attempt.idempotency_key.encode()) % 2000 / 1000
+
+    def _reconcile(self, instance_id: str, subject: Subject, given: object) -> Outcome:
+        if self._ledger.settle(instance_id, subject.task_id):
+            outputs = outputs_of(subject.task_id, subject.output_names, given)
             return _outcome({"outcome": "done", "outputs": outputs})
         return _outcome({"outcome": "not_done"})
-
-
-def _seconds(about: Mapping[str, Any], name: str) -> float:
-    return float(about.get(name, 0.0))
 
 
 def _outcome(primary: dict[str, Any]) -> Outcome:

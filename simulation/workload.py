@@ -251,7 +251,7 @@ def _once(random: Random, name: str, before: list[str]) -> list[dict[str, Any]]:
     if random.random() < 0.4:
         return [task]
     asked = task["parameters"]["parameters"]
-    about = {"of": name, "name": f"{name}_value", "given": asked["given"]}
+    about = {"given": asked["given"]}
     asks = {
         "id": f"{name}_asks",
         "type": "custom",
