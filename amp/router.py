@@ -29,7 +29,7 @@ from amp.envelope import (
     Source,
     error_payload,
 )
-from amp.errors import AmpError, InsufficientResources, InvalidSchema
+from amp.errors import AmpError, InsufficientResources, InternalError, InvalidSchema
 from amp.http_server import HttpServer
 from amp.link import Link, Outbox
 from amp.routing import CLOSE_REPLACED, Routing, RoutingLimits
@@ -225,7 +225,12 @@ class Router:
             )
             return
         for index, item in enumerate(items):
-            self.accept(session, item, data, index if batched else None)
+            try:
+                self.accept(session, item, data, index if batched else None)
+            except Exception:  # boundary: a bug that one message meets must not end its connection
+                logger.exception("message_failed", extra={"agent_id": session.agent_id})
+                message_id = item.message.id if isinstance(item, Envelope) else None
+                self._refuse(session, InternalError("the router could not handle the message"), message_id)
 
     def accept(self, session: Session, item: Item, data: bytes | str, index: int | None = None) -> None:
         """Handle one part of a frame. `data` is the frame, `index` the part's place in a batch."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from amp import crash
 from amp.router import Router, RouterLimits
 from amp.server_socket import CLOSE_NOT_UTF8, CLOSE_PROTOCOL_ERROR, CLOSE_TOO_BIG, accept_key
 
@@ -135,3 +136,26 @@ async def test_breach_of_the_protocol_ends_the_connection_with_its_code(
     assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, code)
     peer.writer.write_eof()
     assert await peer.reader.read() == b""
+
+
+async def test_bug_in_the_router_is_an_error_to_the_sender_and_the_connection_stays(peer: Peer) -> None:
+    crash.arm("router.registration.before_answer:1:raise")
+    try:
+        message = {
+            "id": "m1",
+            "type": "request",
+            "timestamp": 0,
+            "source": {"agent_id": "a"},
+            "destination": {"agent_id": "registry", "capability": "discovery"},
+            "headers": {},
+            "payload": {"query": {}},
+        }
+        frame = peer.frame(TEXT, json.dumps({"protocol": "AMP/1.0", "message": message}).encode())
+        peer.send(frame)
+        assert await peer.read_error() == "INTERNAL_ERROR"
+        peer.send(frame, peer.frame(TEXT, b"{}"))
+        opcode, payload = await peer.read()
+        assert (opcode, json.loads(payload)["message"]["type"]) == (TEXT, "response")
+        assert await peer.read_error() == "INVALID_SCHEMA"
+    finally:
+        crash.arm(None)
