@@ -102,6 +102,13 @@ class FileSettings(Section):
     max_file_bytes: Bytes = 900 * 1024
 
 
+class SpoolSettings(Section):
+    """Section `task_executor.spool`: results that are kept until their engine has recorded them."""
+
+    max_bytes: Bytes = 256 * 1024 * 1024
+    max_files: Count = 10_000
+
+
 class TaskExecutorSettings(AgentSection):
     """Section `task_executor`."""
 
@@ -115,6 +122,7 @@ class TaskExecutorSettings(AgentSection):
     http: HttpSettings = HttpSettings()
     subprocess: SubprocessSettings = SubprocessSettings()
     files: FileSettings = FileSettings()
+    spool: SpoolSettings = SpoolSettings()
 
 
 class StateManagerSettings(AgentSection):

@@ -5,8 +5,7 @@ the instance's inbox. Nothing here decides what a task means; that is the handle
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,16 +13,22 @@ import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
-from agents.task_executor.attempts import Attempts, Ending, attempt_of
+from agents.task_executor.attempts import Attempts, attempt_of
 from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
-from agents.task_executor.errors import Overloaded, TaskCancelled
-from agents.task_executor.execution import Execution, Work, as_amp_error, filled
+from agents.task_executor.execution import VIEWS_OF_RESULT, Execution, Work, as_amp_error, filled
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.registry import Services, task_handlers
 from agents.task_executor.handover import Handover
+from agents.task_executor.heartbeats import Heartbeats
 from agents.task_executor.http_client import HttpClient
-from agents.task_executor.places import files_root, own_ports
+from agents.task_executor.permission import Permission
+from agents.task_executor.places import files_root, own_ports, spool_root
+from agents.task_executor.program_records import ProgramRecords
+from agents.task_executor.recovery import HOUSEKEEPING_SECONDS, Recovery
+from agents.task_executor.runner import AttemptRunner
+from agents.task_executor.spool import Spool
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
@@ -31,10 +36,8 @@ from orchestration import contracts, templates
 from orchestration.contracts import Attempt
 from orchestration.expressions.errors import DataError
 from runtime.errors import RuntimeFault
-from runtime.logging import log_context
 from runtime.settings import Settings, TaskExecutorSettings
 
-MAX_CANCELLED_TOKENS = 10_000
 DISK_THREADS = 4
 OVERCOMMIT = 4
 """Attempts whose requester gave up may run on beside new ones, up to `max_concurrent_tasks` times this in all."""
@@ -53,7 +56,7 @@ class TaskExecutor(Agent):
         super().__init__(settings, **options)
         self._section: TaskExecutorSettings = settings.task_executor
         self._attempts = Attempts()
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._programs = ProgramRecords()
         self._custom: CustomHandlers = load_custom_handlers(
             self._section.custom_handlers_module, self._section.custom_handlers_path
         )
@@ -69,6 +72,7 @@ class TaskExecutor(Agent):
             foreign=ForeignCode(self._section.max_concurrent_tasks * OVERCOMMIT),
             custom=self._custom,
             subprocess=self._section.subprocess,
+            programs=self._programs,
         )
         self._execution = Execution(
             handlers=task_handlers(self._services),
@@ -77,8 +81,8 @@ class TaskExecutor(Agent):
             executor_id=lambda: self.agent_id,
             max_result_bytes=self._section.max_result_bytes,
         )
-        self._handover = Handover(lambda: self.mesh, self.spawn)
         self._leaving = False
+        self._remembers = asyncio.Event()
         self._finished_tasks = Counter(
             "amp_executor_tasks", "Tasks finished, by capability and outcome", ["capability", "outcome"],
             registry=self.metrics,
@@ -88,6 +92,65 @@ class TaskExecutor(Agent):
         )
         Gauge("amp_executor_running_attempts", "Attempts under way", registry=self.metrics).set_function(
             lambda: float(len(self._attempts.running))
+        )
+        self._build_memory()
+
+    def _build_memory(self) -> None:
+        """Make what keeps attempts over the end of a connection, an engine, or this process."""
+        section, max_running = self._section, self._section.max_concurrent_tasks * OVERCOMMIT
+        delivered = Counter(
+            "amp_executor_results_delivered", "Endings put into inboxes, by outcome", ["outcome"],
+            registry=self.metrics,
+        )  # fmt: skip
+        beats = Counter(
+            "amp_executor_heartbeats", "Signs of life sent to engines, by outcome", ["outcome"],
+            registry=self.metrics,
+        )  # fmt: skip
+        self._spool = spool = Spool(
+            self.clock,
+            max_bytes=section.spool.max_bytes,
+            max_files=section.spool.max_files,
+            record_bytes=section.max_result_bytes * VIEWS_OF_RESULT,
+        )
+        Gauge("amp_executor_spooled_results", "Attempts in the spool", registry=self.metrics).set_function(
+            lambda: float(len(spool))
+        )
+        Gauge("amp_executor_spool_bytes", "What they take", registry=self.metrics).set_function(
+            lambda: float(spool.bytes)
+        )
+        self._handover = Handover(
+            lambda: self.mesh,
+            self.spawn,
+            delivered=lambda token: self._recovery.settle([token]),
+            count=lambda outcome: delivered.labels(outcome).inc(),
+        )
+        self._recovery = Recovery(
+            spool_root(self.settings),
+            spool,
+            self._handover,
+            self._programs,
+            slots=max_running,
+            clock=self.clock,
+            agent_id=lambda: self.agent_id,
+        )
+        self._heartbeats = Heartbeats(
+            lambda: self.mesh,
+            self.spawn,
+            unwanted=lambda token: self._runner.cancel(token),
+            count=lambda outcome: beats.labels(outcome).inc(),
+        )
+        self._runner = AttemptRunner(
+            self._attempts,
+            self._execution,
+            self._recovery,
+            self._handover,
+            self._heartbeats,
+            Permission(lambda: self.mesh, spool),
+            clock=self.clock,
+            spawn=self.spawn,
+            measured=self._measured,
+            progress=self._progress_of,
+            max_running=max_running,
         )
 
     # --- the agent's life ------------------------------------------------------------------------------
@@ -109,6 +172,7 @@ class TaskExecutor(Agent):
         ]
         offers.append(self.offer(contracts.TEMPLATE_RENDER, self._render_templates))
         offers.append(self.offer(contracts.TASK_CANCEL, self._cancel))
+        offers.append(self.offer(contracts.TASK_SETTLED, self._settled))
         return offers
 
     def max_in_flight(self) -> int:
@@ -126,7 +190,10 @@ class TaskExecutor(Agent):
             ) from None
 
     async def on_ready(self) -> None:
-        """Watch for engines that go away, and for our own way to them breaking."""
+        """Remember, now that the id is settled. Watch for engines that go away, and for our way to them breaking."""
+        await self._recovery.open(self._services.disk)
+        self._remembers.set()
+        self.spawn(self._keep_house(), "housekeeping")
         await self.mesh.subscribe(contracts.EVENT_AGENT_LEFT, self._on_agent_left)
         self.mesh.on_disconnected.append(self._on_disconnected)
 
@@ -137,21 +204,21 @@ class TaskExecutor(Agent):
             HANDOVER_SECONDS, self._section.drain_timeout_seconds
         )
         abandoned = [run.work for run in self._attempts.running.values() if run.abandoned]
-        for waited in (abandoned, self._handover.under_way):
-            left = deadline - asyncio.get_running_loop().time()
-            if waited and left > 0:
-                await asyncio.wait(list(waited), timeout=left)
+        await _until(deadline, abandoned)
+        await _until(deadline, self._handover.under_way.values())
 
     async def on_stopped(self) -> None:
         """Close connections and threads."""
         await self._services.http.close()
         self._services.compute.close()
         self._services.disk.close()
+        self._recovery.close()
 
     def health(self) -> dict[str, Any]:
         """Return what runs and what can run."""
         return {
             "running_attempts": len(self._attempts.running),
+            "spooled_results": len(self._spool),
             "max_concurrent_tasks": self._section.max_concurrent_tasks,
             "task_types": sorted(self._execution.handlers),
             "custom_handlers": self._custom.names,
@@ -161,74 +228,23 @@ class TaskExecutor(Agent):
 
     async def _task(self, capability: str, task_type: str | None, incoming: Incoming) -> object:
         """Answer a task request: as an attempt when its context is one, else plainly."""
+        crash.reach("executor.task.received")
         attempt = attempt_of(incoming)
         parameters: Mapping[str, Any] = incoming.parameters
-        if attempt is None:
-            timeout_seconds = incoming.timeout_seconds or self._section.task_timeout_default
-            work = Work(
-                task_type=task_type,
-                parameters=parameters,
-                attempt=None,
-                timeout_seconds=timeout_seconds,
-                progress=_no_progress,
-            )
-            perform = self._execution.enveloped if task_type is None else self._execution.plain
-            return await self._measured(capability, perform(work))
-        ending = self._attempts.known_ending(attempt.token, self.clock.monotonic())
-        if ending is None:
-            self._refuse_overload(attempt.token)
-            run = self._attempts.begin(
-                attempt.token,
-                attempt.engine_id,
-                lambda: self.spawn(
-                    self._attempt(capability, task_type, parameters, attempt), f"attempt {attempt.token}"
-                ),
-            )
-            try:
-                ending = await asyncio.shield(run.work)
-            except asyncio.CancelledError:
-                run.abandoned = True
-                raise
-        if isinstance(ending, AmpError):
-            raise AmpError(ending.code, ending.message, ending.details, severity=ending.severity)
-        return ending
-
-    def _refuse_overload(self, token: str) -> None:
-        running = self._attempts.running
-        if token not in running and len(running) >= self._section.max_concurrent_tasks * OVERCOMMIT:
-            raise Overloaded(
-                f"{len(running)} attempts are under way here", details={"retry_after_seconds": 1.0}
-            )
-
-    async def _attempt(
-        self, capability: str, task_type: str | None, parameters: Mapping[str, Any], attempt: Attempt
-    ) -> Ending:
-        """Perform one attempt to its end, remember the ending, and deliver it when nobody listens."""
+        if not self._remembers.is_set():
+            await self._remembers.wait()
+        if attempt is not None:
+            return await self._runner.run(capability, task_type, parameters, attempt)
+        timeout_seconds = incoming.timeout_seconds or self._section.task_timeout_default
         work = Work(
             task_type=task_type,
             parameters=parameters,
-            attempt=attempt,
-            timeout_seconds=attempt.timeout_seconds,
-            progress=self._progress_of(attempt),
+            attempt=None,
+            timeout_seconds=timeout_seconds,
+            progress=_no_progress,
         )
-        ending: Ending
-        try:
-            if attempt.token in self._cancelled:
-                raise TaskCancelled("the attempt was cancelled before it began")
-            with log_context(
-                instance_id=attempt.workflow_instance_id, task_id=attempt.task_id, attempt=attempt.attempt
-            ):
-                ending = await self._measured(capability, self._execution.enveloped(work))
-        except AmpError as error:
-            ending = error
-        except asyncio.CancelledError:
-            if attempt.token not in self._cancelled:
-                raise
-            ending = TaskCancelled("the attempt was cancelled")
-        run = self._attempts.finish(attempt, ending, self.clock.monotonic())
-        if run is not None and run.abandoned:
-            self._handover.deliver(attempt, ending)
-        return ending
+        perform = self._execution.enveloped if task_type is None else self._execution.plain
+        return await self._measured(capability, perform(work))
 
     async def _measured(self, capability: str, work: Awaitable[msgspec.Raw]) -> msgspec.Raw:
         started = self.clock.monotonic()
@@ -252,6 +268,8 @@ class TaskExecutor(Agent):
         told: list[float] = []
 
         async def progress(data: Mapping[str, Any]) -> None:
+            if attempt.heartbeat_seconds > 0:
+                self._heartbeats.progress(attempt.token, data)
             now = self.clock.monotonic()
             if told and now - told[0] < PROGRESS_SECONDS:
                 return
@@ -273,14 +291,13 @@ class TaskExecutor(Agent):
 
     async def _cancel(self, incoming: Incoming) -> contracts.TaskCancelReply:
         """Stop an attempt; one that comes later under this token is refused."""
-        token = incoming.parameters.token
-        self._cancelled[token] = None
-        while len(self._cancelled) > MAX_CANCELLED_TOKENS:
-            self._cancelled.popitem(last=False)
-        run = self._attempts.running.get(token)
-        if run is not None:
-            run.work.cancel()
-        return contracts.TaskCancelReply(found=run is not None)
+        return contracts.TaskCancelReply(found=self._runner.cancel(incoming.parameters.token))
+
+    async def _settled(self, incoming: Incoming) -> contracts.TaskSettledReply:
+        """Forget endings that are recorded, or will never be wanted."""
+        crash.reach("executor.settled.received")
+        await self._remembers.wait()
+        return contracts.TaskSettledReply(removed=await self._recovery.settle(incoming.parameters.tokens))
 
     async def _render_templates(self, incoming: Incoming) -> contracts.TemplateRenderReply:
         """Fill templates for an agent that knows none."""
@@ -306,18 +323,36 @@ class TaskExecutor(Agent):
             self._lose(None)
 
     def _lose(self, engine_id: str | None) -> None:
-        """Note that an engine, or every one, hears no answer: what runs is for the inbox, and so is what just ended."""
-        running = self._attempts.abandon(engine_id)
-        unconfirmed = self._attempts.unconfirmed(self.clock.monotonic(), engine_id)
-        for attempt, ending in unconfirmed:
-            self._handover.deliver(attempt, ending)
+        running, unconfirmed = self._runner.lose(engine_id)
         if running or unconfirmed:
             self.logger.info(
                 "engine_lost",
                 engine_id=engine_id or "",
                 running_attempts=running,
-                unconfirmed=len(unconfirmed),
+                unconfirmed=unconfirmed,
             )
+
+    async def _keep_house(self) -> None:
+        """Tell what is still to be told, and remove what crashed writers left, now and then."""
+        await self._recovery.deliver_earlier()
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            await self._recovery.look_after()
+            await self._clear_partial_files()
+
+    async def _clear_partial_files(self) -> None:
+        files = self._services.files
+        try:
+            await self._services.disk.run(partial(files.prepare, self.clock.now().timestamp()))
+        except OSError as error:
+            self.logger.warning("partial_files_not_cleared", reason=error.strerror)
+
+
+async def _until(deadline: float, waited: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait for all of these, up to a time of the loop."""
+    futures, left = list(waited), deadline - asyncio.get_running_loop().time()
+    if futures and left > 0:
+        await asyncio.wait(futures, timeout=left)
 
 
 async def _no_progress(data: Mapping[str, Any]) -> None:

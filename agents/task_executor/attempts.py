@@ -5,7 +5,7 @@ comes in, and the work itself belongs to the caller.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,7 +14,6 @@ import msgspec
 from amp.capability import Incoming
 from amp.errors import AmpError, InvalidParameters
 from orchestration.contracts import Attempt
-from orchestration.status import Effects
 
 MAX_TOKEN_CHARACTERS = 512
 MAX_KEPT_RESULTS = 10_000
@@ -24,23 +23,22 @@ KEPT_SECONDS = 600.0
 ERROR_BYTES = 1024
 """What a kept error or cancellation is taken to weigh."""
 
-RECENT_SECONDS = 10.0
-"""How long after its end a result that cannot be made again may have been lost on its way."""
-MAX_RECENT = 1000
-UNREPEATABLE = frozenset({Effects.ONCE, Effects.IRREVERSIBLE})
-
 Ending = msgspec.Raw | AmpError
 """How an attempt ended: its encoded result, or its error."""
 
 
 @dataclass(slots=True)
 class Run:
-    """An attempt under way. `abandoned` is true when nobody who asked for it is known to listen any more."""
+    """An attempt under way. `abandoned` is true when nobody who asked for it is known to listen any more.
+
+    `done` is true when its work is over and only its ending is being kept: it cannot be stopped then.
+    """
 
     token: str
     engine_id: str
     work: asyncio.Future[Ending]
     abandoned: bool = False
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,6 @@ class Attempts:
     running: dict[str, Run] = field(default_factory=dict)
     _kept: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
     _bytes: int = 0
-    _recent: deque[tuple[float, Attempt, Ending]] = field(default_factory=lambda: deque(maxlen=MAX_RECENT))
 
     def known_ending(self, token: str, now: float) -> Ending | None:
         """Return how the attempt ended when it is remembered, else None."""
@@ -77,9 +74,12 @@ class Attempts:
         run.abandoned = False
         return run
 
-    def finish(self, attempt: Attempt, ending: Ending, now: float) -> Run | None:
+    def drop(self, token: str) -> None:
+        """Forget an attempt that did not begin and may be asked for again."""
+        self.running.pop(token, None)
+
+    def finish(self, token: str, ending: Ending, now: float) -> Run | None:
         """Remember how an attempt ended and return its run; None when it was not under way."""
-        token = attempt.token
         run = self.running.pop(token, None)
         previous = self._kept.pop(token, None)
         if previous is not None:
@@ -87,18 +87,8 @@ class Attempts:
         weight = len(bytes(ending)) if isinstance(ending, msgspec.Raw) else ERROR_BYTES
         self._kept[token] = _Kept(ending, now + self.kept_seconds, weight)
         self._bytes += weight
-        if attempt.effects in UNREPEATABLE:
-            self._recent.append((now, attempt, ending))
         self._forget_old(now)
         return run
-
-    def unconfirmed(self, now: float, engine_id: str | None = None) -> list[tuple[Attempt, Ending]]:
-        """Return the endings that an engine, or any, may not have received, of attempts that must not be repeated."""
-        return [
-            (attempt, ending)
-            for at, attempt, ending in self._recent
-            if at >= now - RECENT_SECONDS and engine_id in (None, attempt.engine_id)
-        ]
 
     def abandon(self, engine_id: str | None = None) -> int:
         """Mark the runs of an engine, or all, as having no listener; return how many there are."""

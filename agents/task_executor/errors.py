@@ -9,6 +9,10 @@ TaskError
 ├── Unreachable         NETWORK_ERROR            the peer did not answer, or answered that it cannot
 ├── RateLimited         RATE_LIMIT_EXCEEDED      the peer wants us to slow down
 ├── Overloaded          RESOURCE_NOT_AVAILABLE   this executor cannot take it now
+├── SpoolFull           INSUFFICIENT_RESOURCES   its ending could not be kept, so it must not begin
+├── NotBegun            NOT_BEGUN                its effect never began, and begins no more
+├── OutcomeUnknown      OUTCOME_UNKNOWN          its effect began in an earlier life; nobody knows how it ended
+├── PoisonTask          POISON_TASK              executors die of it
 ├── ResultTooLarge      RESULT_TOO_LARGE         the answer is larger than the mesh carries
 ├── TaskFailed          TASK_EXECUTION_FAILED    the work itself failed
 └── TaskCancelled       TASK_CANCELLED           nobody wants the result any more
@@ -86,6 +90,35 @@ class Overloaded(TaskError):
 
     default_code = "RESOURCE_NOT_AVAILABLE"
     default_retryable = True
+
+
+class SpoolFull(TaskError):
+    """How the attempt ends could not be kept, and it must not be repeated: it did not begin. Try again later."""
+
+    default_code = "INSUFFICIENT_RESOURCES"
+    default_retryable = True
+
+    def __init__(self, message: str, wait_seconds: float) -> None:
+        super().__init__(message, details={"retry_after_ms": round(wait_seconds * 1000)})
+
+
+class NotBegun(TaskError):
+    """The attempt did not begin and never will, so another one repeats nothing."""
+
+    default_code = "NOT_BEGUN"
+    default_retryable = True
+
+
+class OutcomeUnknown(TaskError):
+    """The attempt was begun by an executor that was killed before it could say how it ended."""
+
+    default_code = "OUTCOME_UNKNOWN"
+
+
+class PoisonTask(TaskError):
+    """Executors were killed with this task under way, again and again. It is not begun any more."""
+
+    default_code = "POISON_TASK"
 
 
 class ResultTooLarge(TaskError):

@@ -4,7 +4,8 @@ It knows handlers and contracts, but neither the mesh nor tokens. Every failure 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from agents.task_executor.compute import Compute, has_loops, is_small
 from agents.task_executor.custom_handlers import closest
 from agents.task_executor.errors import InvalidInput, ResultTooLarge, TaskFailed, TimedOut
 from agents.task_executor.handlers.base import Outcome, Progress, TaskContext, TaskHandler
+from amp import crash
 from amp.errors import AmpError, ExecutionError, InvalidParameters
 from orchestration import templates
 from orchestration.contracts import Attempt, TaskExecuteRequest
@@ -41,7 +43,9 @@ class EncodedResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class Work:
     """One task to perform: its parameters as they came, and for whom.
 
-    Without a `task_type` the parameters are those of `task-execute`, which name it.
+    Without a `task_type` the parameters are those of `task-execute`, which name it. `begin` is awaited when all is
+    ready and the effect comes next; it may refuse. An answer that took `kept_after_seconds` or longer is kept in the
+    spool, and says so.
     """
 
     task_type: str | None
@@ -49,6 +53,8 @@ class Work:
     attempt: Attempt | None
     timeout_seconds: float
     progress: Progress
+    begin: Callable[[], Awaitable[None]] | None = None
+    kept_after_seconds: float = math.inf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,19 +75,22 @@ class Execution:
     async def enveloped(self, work: Work) -> msgspec.Raw:
         """Return the encoded TaskResult of the work."""
         outcome, task_type, seconds = await self._outcome(work)
+        metadata = {
+            "task_id": work.attempt.task_id
+            if work.attempt is not None
+            else str(work.parameters.get("task_id", "")),
+            "task_type": task_type,
+            "executor_id": self.executor_id(),
+            "execution_time": seconds,
+            "timestamp": self.clock.now().isoformat(),
+        }
+        if seconds >= work.kept_after_seconds:
+            metadata["spooled"] = True
         answer = EncodedResult(
             result=self._encoded(outcome.result),
             outputs=outcome.outputs,
             primary=outcome.primary,
-            metadata={
-                "task_id": work.attempt.task_id
-                if work.attempt is not None
-                else str(work.parameters.get("task_id", "")),
-                "task_type": task_type,
-                "executor_id": self.executor_id(),
-                "execution_time": seconds,
-                "timestamp": self.clock.now().isoformat(),
-            },
+            metadata=metadata,
         )
         return self._encoded(answer, limit=self.max_result_bytes * VIEWS_OF_RESULT)
 
@@ -131,6 +140,9 @@ class Execution:
             progress=work.progress,
             parameters=written,
         )
+        if work.begin is not None:
+            await work.begin()
+        crash.reach("executor.task.accepted")
         return await handler.run(request, context), task_type
 
     def _handler(self, task_type: str) -> TaskHandler:

@@ -7,6 +7,7 @@ anything that is not a regular file or a directory.
 
 import contextlib
 import errno
+import fcntl
 import fnmatch
 import os
 import secrets
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agents.task_executor.errors import InvalidInput, NotFound, NotPermitted, ResultTooLarge, TaskFailed
+from amp import crash
 
 MAX_PATH_CHARACTERS = 4096
 MAX_DEPTH = 64
@@ -23,7 +25,8 @@ MAX_ENTRIES_SEEN = 100_000
 """How many directory entries one glob looks at."""
 PARTIAL_FOLDER = ".amp-partial"
 """Below the root, where files are written before they are renamed into place."""
-STALE_PARTIAL_SECONDS = 3600.0
+STALE_PARTIAL_SECONDS = 10.0
+"""How old a file must be before it counts as left behind; whoever still writes it holds its lock."""
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 READ_STEP_BYTES = 256 * 1024
@@ -45,11 +48,9 @@ class FileRoot:
         self.root.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
         with self._opened_root() as root, self._opened_folder(root, (PARTIAL_FOLDER,), create=True) as folder:
             for name in os.listdir(folder):
-                if (
-                    os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
-                    < now_seconds - STALE_PARTIAL_SECONDS
-                ):
-                    os.unlink(name, dir_fd=folder)
+                with contextlib.suppress(FileNotFoundError):
+                    if _is_left_behind(name, folder, now_seconds):
+                        os.unlink(name, dir_fd=folder)
 
     # --- paths -----------------------------------------------------------------------------------------
 
@@ -146,8 +147,9 @@ class FileRoot:
             _refuse_special(name, folder, path)
             temporary = f"{secrets.token_hex(12)}.tmp"
             try:
-                _write_new(temporary, content, partial)
-                os.rename(temporary, name, src_dir_fd=partial, dst_dir_fd=folder)
+                with _written(temporary, content, partial):
+                    crash.reach("executor.file.before_rename")
+                    os.rename(temporary, name, src_dir_fd=partial, dst_dir_fd=folder)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=partial)
@@ -286,13 +288,34 @@ def _refuse_special(name: str, folder: int, path: str) -> None:
         raise _outside(path)
 
 
-def _write_new(name: str, content: bytes, folder: int) -> None:
+@contextlib.contextmanager
+def _written(name: str, content: bytes, folder: int) -> Iterator[None]:
+    """Write a new file, and hold its lock until it is in its place."""
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, FILE_MODE, dir_fd=folder)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         _write_all(descriptor, content)
         os.fsync(descriptor)
+        yield
     finally:
         os.close(descriptor)
+
+
+def _is_left_behind(name: str, folder: int, now_seconds: float) -> bool:
+    """Return whether a partial file is old and nobody writes it any more. Links and special files are not looked at."""
+    facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if facts.st_mtime > now_seconds - STALE_PARTIAL_SECONDS:
+        return False
+    if not stat.S_ISREG(facts.st_mode):
+        return not stat.S_ISDIR(facts.st_mode)
+    descriptor = os.open(name, os.O_RDONLY | _FILE_FLAGS, dir_fd=folder)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

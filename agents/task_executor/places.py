@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agents.task_executor.spool_folder import SPOOL
 from runtime.settings import AgentSection, Settings, SettingsError
 
 
@@ -18,7 +19,17 @@ def files_root(settings: Settings) -> Path:
         raise SettingsError(
             f"task_executor.files.root: {root!r} holds the data folder {str(data)!r}; name a folder below or beside it"
         )
+    spool = spool_root(settings)
+    if folder.is_relative_to(spool) or spool.is_relative_to(folder):
+        raise SettingsError(
+            f"task_executor.files.root: {root!r} is the folder in which executors keep their results; name another one"
+        )
     return folder
+
+
+def spool_root(settings: Settings) -> Path:
+    """Return the folder in which every executor of this data folder has a folder of its own, absolute."""
+    return Path(settings.data_dir).resolve() / SPOOL
 
 
 def own_ports(settings: Settings) -> Iterator[int]:

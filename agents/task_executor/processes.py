@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.task_executor.errors import Overloaded
+from agents.task_executor.program_records import NO_RECORD
 from runtime.settings import SubprocessSettings
 
 GUARD = Path(__file__).with_name("process_guard.py")
@@ -28,13 +29,17 @@ NO_PIPE = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What to run. `path` is absolute; `arguments` begins with the name the program sees itself under."""
+    """What to run. `path` is absolute; `arguments` begins with the name the program sees itself under.
+
+    The program and everything it starts inherit the descriptor `record`, by which a later executor knows them.
+    """
 
     path: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
     folder: int
     stdin: bytes | None = None
+    record: int = NO_RECORD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +147,7 @@ async def _start(program: Program, settings: SubprocessSettings, life: int) -> a
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=dict(program.environment),
-            pass_fds=(life, program.folder),
+            pass_fds=tuple(each for each in (life, program.folder, program.record) if each >= 0),
             start_new_session=True,
         )
     except OSError as error:

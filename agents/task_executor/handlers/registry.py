@@ -14,6 +14,7 @@ from agents.task_executor.handlers.file_operation import FileOperation
 from agents.task_executor.handlers.subprocess_ import Subprocess
 from agents.task_executor.handlers.validation import Validation
 from agents.task_executor.http_client import HttpClient
+from agents.task_executor.program_records import ProgramRecords
 from runtime.settings import SubprocessSettings
 
 
@@ -28,6 +29,7 @@ class Services:
     foreign: ForeignCode
     custom: CustomHandlers
     subprocess: SubprocessSettings
+    programs: ProgramRecords
 
 
 def task_handlers(services: Services) -> Mapping[str, TaskHandler]:
@@ -35,7 +37,7 @@ def task_handlers(services: Services) -> Mapping[str, TaskHandler]:
     return {
         "api_call": ApiCall(services.http),
         "data_transform": DataTransform(services.compute, services.custom, services.foreign),
-        "subprocess": Subprocess(services.subprocess, services.files),
+        "subprocess": Subprocess(services.subprocess, services.files, services.programs),
         "validation": Validation(services.compute),
         "file_operation": FileOperation(services.files, services.disk),
         "custom": Custom(services.custom, services.foreign),

@@ -14,6 +14,7 @@ from agents.task_executor.errors import InvalidInput, NotFound, NotPermitted, Ta
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from agents.task_executor.processes import Finished, Program, RunningTooLong, run_program
+from agents.task_executor.program_records import ProgramRecords
 from orchestration.contracts import SubprocessReply, SubprocessRequest
 from runtime.settings import SettingsError, SubprocessSettings
 
@@ -44,7 +45,9 @@ class Subprocess:
 
     request_type = SubprocessRequest
 
-    def __init__(self, settings: SubprocessSettings, files: FileRoot) -> None:
+    def __init__(
+        self, settings: SubprocessSettings, files: FileRoot, programs: ProgramRecords | None = None
+    ) -> None:
         for entry in settings.allowed_commands:
             if "/" in entry and not entry.startswith("/"):
                 raise SettingsError(
@@ -52,6 +55,7 @@ class Subprocess:
                 )
         self._settings = settings
         self._files = files
+        self._programs = programs or ProgramRecords()
 
     async def run(self, request: SubprocessRequest, context: TaskContext) -> Outcome:
         """Return exit code and output. A non-zero exit fails the task unless `fail_on_exit` is false."""
@@ -69,12 +73,13 @@ class Subprocess:
         _check_sizes(arguments, environment)
         timeout_seconds = min(request.timeout, context.remaining_seconds())
         started = context.clock.monotonic()
-        with self._files.opened_folder(request.cwd or "") as folder:
+        with self._files.opened_folder(request.cwd or "") as folder, self._programs.record() as record:
             program = Program(
                 path=path,
                 arguments=arguments,
                 environment=environment,
                 folder=folder,
+                record=record,
                 stdin=None if request.stdin is None else request.stdin.encode(),
             )
             try:

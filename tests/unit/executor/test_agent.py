@@ -517,7 +517,7 @@ async def test_announced_capabilities_health_and_credit(tmp_path: Path) -> None:
         offers = {offer.capability.id: offer.capability for offer in mesh.executor.offers()}
         assert set(offers) == {
             "task-execute", "task-api-call", "task-data-transform", "task-subprocess", "task-custom",
-            "task-validation", "task-file-operation", "template-render", "task-cancel",
+            "task-validation", "task-file-operation", "template-render", "task-cancel", "task-settled",
         }  # fmt: skip
         assert offers["task-cancel"].constraints == {"credit": 0}
         assert mesh.executor.max_in_flight() == 3

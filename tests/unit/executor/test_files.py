@@ -1,5 +1,6 @@
 """Files below the root: what works, and everything that tries to leave."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -178,11 +179,18 @@ def test_sizes_are_bounded(root: FileRoot) -> None:
         root.read("huge")
 
 
-def test_leftovers_of_a_crash_are_removed_at_start_but_not_a_living_writers_file(root: FileRoot) -> None:
+def test_leftovers_of_a_crash_are_removed_but_not_a_living_writers_file(root: FileRoot) -> None:
     partial = root.root / PARTIAL_FOLDER
-    for name, age in (("old.tmp", STALE_PARTIAL_SECONDS + 10), ("new.tmp", 10)):
+    for name, age in (("left.tmp", 1), ("written.tmp", 1), ("new.tmp", -1)):
         (partial / name).write_bytes(b"x")
-        os.utime(partial / name, (1_000_000 - age, 1_000_000 - age))
+        at = 1_000_000 - STALE_PARTIAL_SECONDS - age
+        os.utime(partial / name, (at, at))
+    (partial / "link.tmp").symlink_to("written.tmp")
+    os.utime(partial / "link.tmp", (0, 0), follow_symlinks=False)
+    with (partial / "written.tmp").open() as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        root.prepare(1_000_000.0)
+        assert sorted(os.listdir(partial)) == ["new.tmp", "written.tmp"]
     root.prepare(1_000_000.0)
     assert os.listdir(partial) == ["new.tmp"]
 
