@@ -590,13 +590,19 @@ class Reason(Wire, frozen=True, kw_only=True):
 
 
 class WorkflowWhy(Wire, frozen=True, kw_only=True):
-    """`summary` is one sentence; `reasons` has at least one entry while the instance is not final."""
+    """`summary` is one sentence; `reasons` has at least one entry.
+
+    About one task, `refusals` has each order that a person may give (retry, skip, complete) with why it would be
+    refused now; empty when it would be obeyed.
+    """
 
     instance_id: str
     status: str
     summary: str
     reasons: list[Reason]
     as_of: datetime
+    task_id: str = ""
+    refusals: dict[str, str] = {}
 
 
 class TaskControlled(Wire, frozen=True, kw_only=True):
