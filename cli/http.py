@@ -52,9 +52,9 @@ class Server:
         """Return what the API answers to a GET."""
         return await self._request("GET", path, query=query)
 
-    async def post(self, *path: str, body: object) -> Any:
+    async def post(self, *path: str, body: object, headers: Mapping[str, str] | None = None) -> Any:
         """Return what the API answers to a POST."""
-        return await self._request("POST", path, body=body)
+        return await self._request("POST", path, body=body, headers=headers)
 
     async def __aenter__(self) -> Self:
         """Return the server, to be asked inside the context."""
@@ -71,10 +71,11 @@ class Server:
         *,
         query: Mapping[str, str | int] | None = None,
         body: object = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         url = "/".join((self.url, *(quote(part, safe="") for part in path)))
         try:
-            response = await self._client.request(method, url, params=query, json=body)
+            response = await self._client.request(method, url, params=query, json=body, headers=headers)
         except httpx.TimeoutException:
             raise CommandError(f"{self.url} did not answer in time", ExitCode.UNREACHABLE) from None
         except httpx.HTTPError as error:

@@ -141,7 +141,9 @@ async def run_job(client: MeshClient, job: Job, progress: Progress) -> Outcome:
         definition=job.definition, overwrite=True, source=job.text, format=job.format
     )
     await _ask(client, contracts.WORKFLOW_CREATE, create, contracts.WorkflowCreated)
-    start = contracts.WorkflowStartRequest(workflow_id=job.workflow_id, inputs=job.inputs, trigger="cli")
+    start = contracts.WorkflowStartRequest(
+        workflow_id=job.workflow_id, inputs=job.inputs, trigger="cli", idempotency_key=job.idempotency_key
+    )
     started = await _ask(client, contracts.WORKFLOW_START, start, contracts.WorkflowStarted)
     progress.say(f"instance {started.instance_id}")
     after, last = 0, None

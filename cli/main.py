@@ -80,6 +80,10 @@ def run(
         str | None,
         typer.Option(metavar="DURATION", help="Stop waiting after this long, such as 90, 90s, 5m, 2h."),
     ] = None,
+    idempotency_key: Annotated[
+        str,
+        typer.Option(metavar="KEY", help="Start it once, however often the command is repeated with it."),
+    ] = "",
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -93,6 +97,7 @@ def run(
         server=server,
         as_json=as_json,
         timeout=timeout,
+        idempotency_key=idempotency_key,
         data_dir=data_dir,
         config=config,
     )

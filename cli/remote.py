@@ -33,14 +33,19 @@ class RemoteRunner:
         """Return how the instance ended. Raises: CommandError when the server refuses it or is gone for long."""
         async with self._server as server:
             await server.post("api", "workflows", body={"definition": job.definition, "overwrite": True})
-            instance_id = await start(server, job.workflow_id, job.inputs)
+            instance_id = await start(server, job.workflow_id, job.inputs, job.idempotency_key)
             progress.say(f"instance {instance_id}: {server.url}/instances/{instance_id}")
             return await watch(server, job.workflow_id, instance_id, progress)
 
 
-async def start(server: Server, workflow_id: str, inputs: Mapping[str, Any]) -> str:
-    """Return the id of the instance that was started."""
-    started = await server.post("api", "workflows", workflow_id, "start", body={"inputs": inputs})
+async def start(
+    server: Server, workflow_id: str, inputs: Mapping[str, Any], idempotency_key: str = ""
+) -> str:
+    """Return the id of the instance that was started, by this request or by an earlier one with the same key."""
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    started = await server.post(
+        "api", "workflows", workflow_id, "start", body={"inputs": inputs}, headers=headers
+    )
     return str(started["instance_id"])
 
 

@@ -19,6 +19,7 @@ from orchestration.definition.document import MAX_TEXT_BYTES
 from orchestration.definition.errors import DefinitionError, InputError
 from orchestration.definition.inputs import prepare_inputs
 from orchestration.definition.parse import Format, ParsedDefinition, format_of, parse_text
+from orchestration.starts import MAX_KEY_CHARACTERS, is_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,19 +32,21 @@ class RunRequest:
     server: str | None = None
     as_json: bool = False
     timeout: str | None = None
+    idempotency_key: str = ""
     data_dir: Path | None = None
     config: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A checked definition, its text, and checked inputs."""
+    """A checked definition, its text, and checked inputs. `idempotency_key` names the start when it is not empty."""
 
     workflow_id: str
     definition: dict[str, Any]
     text: str
     format: Format
     inputs: dict[str, Any]
+    idempotency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,10 @@ def prepare(request: RunRequest) -> Job | None:
         raise CommandError(
             "only one of the definition and the inputs can come from standard input", ExitCode.USAGE
         )
+    if request.idempotency_key and not is_key(request.idempotency_key):
+        raise CommandError(
+            f"--idempotency-key takes 1 to {MAX_KEY_CHARACTERS} visible ASCII characters", ExitCode.USAGE
+        )
     name = shown_name(request.workflow)
     data = read_source(request.workflow, most_bytes=MAX_TEXT_BYTES)
     text = data.decode("utf-8", "replace")
@@ -117,7 +124,14 @@ def prepare(request: RunRequest) -> Job | None:
         write_problems(sys.stderr, error.problems, source_name="inputs")
         return None
     definition = parsed.definition.model_dump(mode="json", exclude_unset=True)
-    return Job(workflow_id=parsed.definition.id, definition=definition, text=text, format=kind, inputs=inputs)
+    return Job(
+        workflow_id=parsed.definition.id,
+        definition=definition,
+        text=text,
+        format=kind,
+        inputs=inputs,
+        idempotency_key=request.idempotency_key,
+    )
 
 
 def _given_inputs(request: RunRequest, parsed: ParsedDefinition) -> dict[str, Any]:

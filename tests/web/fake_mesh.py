@@ -14,6 +14,7 @@ import msgspec
 from amp.errors import AmpError, CapabilityNotFound, NetworkError
 from amp.subscriptions import Event
 from orchestration import contracts, events
+from orchestration.starts import instance_id_of, request_hash
 from orchestration.status import InstanceStatus
 
 START = datetime(2026, 11, 20, 9, 0, 0, tzinfo=UTC)
@@ -61,6 +62,7 @@ class FakeMesh:
         self.log: list[contracts.EventRecord] = []
         self.purged_to = 0
         self.rows: dict[str, contracts.InstanceRow] = {}
+        self.request_hashes: dict[str, str] = {}
         self.task_states: dict[str, dict[str, str]] = {}
         self.definitions: dict[str, contracts.DefinitionRecord] = {}
         self.alerts: list[dict[str, Any]] = []
@@ -274,6 +276,15 @@ class FakeMesh:
             ]
             raise AmpError("INVALID_INPUT", "the inputs do not fit", {"problems": problems})
         instance_id = request.instance_id or f"ins_{len(self.rows) + 1:04d}"
+        if request.idempotency_key:
+            instance_id = instance_id_of(request.idempotency_key)
+            hash = request_hash(request.workflow_id, request.inputs)
+            if self.request_hashes.setdefault(instance_id, hash) != hash:
+                raise AmpError("IDEMPOTENCY_KEY_REUSED", "the key was used for another request", {})
+            if instance_id in self.rows:
+                return contracts.WorkflowStarted(
+                    instance_id=instance_id, status="pending", workflow_id=request.workflow_id, replayed=True
+                )
         if instance_id in self.rows:
             status = self.rows[instance_id].status
             return contracts.WorkflowStarted(instance_id=instance_id, status=status, created=False)

@@ -115,6 +115,8 @@ def from_mesh(error: AmpError, capability: str) -> ProblemError:
         name, title = _INVALID[code]
         errors = _errors(details)
         return ProblemError(422, name, _sum_up(errors) or error.message, title=title, errors=errors)
+    if code == "IDEMPOTENCY_KEY_REUSED":
+        return ProblemError(422, "idempotency_key_reused", error.message, title="The key was used before")
     if code in _CONFLICT:
         known: dict[str, Any] = {key: details[key] for key in _CONFLICT_FACTS if key in details}
         return ProblemError(409, _CONFLICT[code], error.message, title="Not possible now", more=known)

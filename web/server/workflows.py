@@ -5,15 +5,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from amp import crash
 from orchestration import contracts
 from orchestration.contracts import Contract, DefinitionRecord
 from orchestration.definition.compile import normalize
 from orchestration.definition.errors import DefinitionError, Problem
 from orchestration.definition.parse import ParsedDefinition, format_of, parse_object, parse_text
+from orchestration.starts import MAX_KEY_CHARACTERS, is_key
 from web.server.bodies import check_value, read_file
 from web.server.problems import ProblemError, error_entry
 from web.server.table import Answer, Call, Model
 
+IDEMPOTENCY_KEY = "Idempotency-Key"
+REPLAYED = "Idempotent-Replayed"
+"""The header that tells a repeated answer from the first one; the bodies are the same."""
 INSTANCE_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _SUMMARY_FIELDS = ("description", "tags", "input_schema", "output_schema")
 
@@ -202,16 +207,29 @@ def _problem(problem: Problem) -> dict[str, Any]:
 
 
 async def start_workflow(call: Call) -> Answer:
-    """Start an instance; 201 with its id. An `instance_id` that was used before is a conflict."""
+    """Start an instance; 201 with its id. An `instance_id` that was used before is a conflict.
+
+    A start with the header `Idempotency-Key` that is repeated is answered as it was the first time.
+    """
     body: StartBody = call.body
     check_value(body.inputs)
+    key = _idempotency_key(call)
+    if key and body.instance_id is not None:
+        detail = f"give the header {IDEMPOTENCY_KEY} or an instance_id, not both"
+        raise ProblemError(
+            422, "invalid_body", detail, errors=[{"pointer": "/instance_id", "detail": detail}]
+        )
     request = contracts.WorkflowStartRequest(
-        workflow_id=call.path["workflow_id"], inputs=body.inputs, instance_id=body.instance_id
+        workflow_id=call.path["workflow_id"],
+        inputs=body.inputs,
+        instance_id=body.instance_id,
+        idempotency_key=key,
     )
-    named = body.instance_id is not None
+    named = body.instance_id is not None or bool(key)
     reply = await call.services.backend.ask(
         contracts.WORKFLOW_START, request, contracts.WorkflowStarted, safe=named
     )
+    crash.reach("dashboard.start.committed")
     if not reply.created:
         raise ProblemError(
             409,
@@ -226,7 +244,24 @@ async def start_workflow(call: Call) -> Answer:
         "workflow_id": reply.workflow_id or call.path["workflow_id"],
         "status": reply.status,
     }
-    return Answer(data, status=201, headers={"Location": f"/api/instances/{reply.instance_id}"})
+    headers = {"Location": f"/api/instances/{reply.instance_id}"}
+    if reply.replayed:
+        headers[REPLAYED] = "true"
+    return Answer(data, status=201, headers=headers)
+
+
+def _idempotency_key(call: Call) -> str:
+    """Return the request's idempotency key, empty when it has none. Raises: ProblemError 400 for what can be none."""
+    given = call.request.headers.getall(IDEMPOTENCY_KEY, [])
+    if not given:
+        return ""
+    if len(given) > 1 or not is_key(given[0]):
+        raise ProblemError(
+            400,
+            "invalid_idempotency_key",
+            f"{IDEMPOTENCY_KEY} is one value of 1 to {MAX_KEY_CHARACTERS} visible ASCII characters",
+        )
+    return given[0]
 
 
 async def workflow_status(call: Call) -> Answer:
