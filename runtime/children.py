@@ -61,13 +61,14 @@ class ChildSpec:
 class RestartPolicy:
     """How often a child that ended is started again.
 
-    The wait doubles from `first_delay_seconds` to `max_delay_seconds`, with jitter, and starts over once a child
-    lived for `stable_seconds`. A child that was never ready is given up after `max_failed_starts`.
+    The first time at once: work waits. When it ends again before it lived for `stable_seconds` it is in a crash
+    loop, and the wait doubles from `first_delay_seconds` to `max_delay_seconds`, with jitter. A child that was never
+    ready is given up after `max_failed_starts`.
     """
 
     first_delay_seconds: float = 0.5
     max_delay_seconds: float = 15.0
-    stable_seconds: float = 30.0
+    stable_seconds: float = 5.0
     max_failed_starts: int = 3
 
     def delay_seconds(self, failures: int, jitter: float) -> float:
@@ -77,7 +78,9 @@ class RestartPolicy:
             failures: Ends in a row, from 1.
             jitter: Uniform draw in [0, 1).
         """
-        ceiling = min(self.max_delay_seconds, self.first_delay_seconds * 2.0 ** min(failures - 1, 16))
+        if failures <= 1:
+            return 0.0
+        ceiling = min(self.max_delay_seconds, self.first_delay_seconds * 2.0 ** min(failures - 2, 16))
         return ceiling * (0.5 + jitter / 2)
 
 
@@ -123,9 +126,11 @@ class Child:
             failures = 1 if stable else failures + 1
             self._give_up_if_hopeless(code, failures)
             delay = self._policy.delay_seconds(failures, self._random.random())
-            self._emit(self.spec.name, f"{_end_in_words(code)}; starting it again in {delay:.1f} s")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop_requested.wait(), delay)
+            when = f"in {delay:.1f} s" if delay else "at once"
+            self._emit(self.spec.name, f"{_end_in_words(code)}; starting it again {when}")
+            if delay:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop_requested.wait(), delay)
 
     async def stop(self) -> None:
         """Ask the process to end, wait for it as long as its specification says, then kill it. Works twice."""

@@ -5,7 +5,11 @@ import pytest
 from runtime.children import RestartPolicy, _announced_url, _end_in_words
 
 
-@pytest.mark.parametrize(("failures", "ceiling"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 15.0), (10_000, 15.0)])
+def test_the_first_crash_is_followed_by_a_start_at_once() -> None:
+    assert RestartPolicy().delay_seconds(1, 0.999) == 0.0
+
+
+@pytest.mark.parametrize(("failures", "ceiling"), [(2, 0.5), (3, 1.0), (4, 2.0), (7, 15.0), (10_000, 15.0)])
 def test_wait_doubles_up_to_its_ceiling(failures: int, ceiling: float) -> None:
     policy = RestartPolicy()
     assert policy.delay_seconds(failures, 0.0) == ceiling / 2
