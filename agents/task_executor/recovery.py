@@ -154,9 +154,11 @@ class Recovery:
     async def _deliver_all(self, tokens: list[str]) -> None:
         for first in range(0, len(tokens), MAX_AT_ONCE):
             batch = tokens[first : first + MAX_AT_ONCE]
-            for delivery in asyncio.as_completed([self.deliver(token) for token in batch]):
-                await delivery
-                crash.reach("executor.recovery.between")
+            await asyncio.gather(*(self._deliver_one(token) for token in batch))
+
+    async def _deliver_one(self, token: str) -> None:
+        await self.deliver(token)
+        crash.reach("executor.recovery.between")
 
     async def deliver(self, token: str) -> None:
         """Tell an inbox what the spool knows of an attempt. Return when it was told, or could not be."""

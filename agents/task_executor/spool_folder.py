@@ -76,17 +76,7 @@ class SpoolFolder:
 
     def read(self, name: str, suffix: str, limit: int) -> bytes | None:
         """Return a record's content, or None when it is missing, no regular file, or has more than `limit` bytes."""
-        try:
-            descriptor = os.open(
-                self.path / f"{name}{suffix}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            )
-        except OSError:
-            return None
-        with open(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
-                return None
-            return file.read(limit)
+        return read_file(self.path / f"{name}{suffix}", limit)
 
     def records(self) -> Iterator[tuple[str, str]]:
         """Yield (name, suffix) of every record."""
@@ -174,6 +164,24 @@ def folder_name(agent_id: str) -> str:
 def record_name(token: str) -> str:
     """Return the name of the files about one token."""
     return hashlib.sha256(token.encode()).hexdigest()[:40]
+
+
+def read_file(path: Path, limit: int) -> bytes | None:
+    """Return what a file holds, or None when it is missing, no regular file, or has more than `limit` bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+            return None
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _locked(path: Path, *, create: bool) -> SpoolFolder | None:

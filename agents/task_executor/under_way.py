@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from agents.task_executor.spool_folder import DEATHS, FILE_MODE, PARTIAL, UNDER_WAY
+from agents.task_executor.spool_folder import DEATHS, FILE_MODE, PARTIAL, UNDER_WAY, read_file
 
 SLOT_BYTES = 256
 """One name. The first slot says whose table it is."""
@@ -160,7 +160,7 @@ def _write(table: mmap.mmap, start: int, content: bytes) -> None:
 
 def _read(folder: Path) -> tuple[Head | None, list[str]]:
     """Return whose table lies in a folder, and the names in it. A table that makes no sense is none."""
-    table = _content(folder / UNDER_WAY)
+    table = read_file(folder / UNDER_WAY, MAX_FILE_BYTES) or b""
     texts = list(_texts(table))
     if not texts or texts[0] is None:
         return None, []
@@ -178,7 +178,7 @@ def _texts(table: bytes) -> Iterable[bytes | None]:
 
 
 def _known(folder: Path) -> _Deaths:
-    content = _content(folder / DEATHS)
+    content = read_file(folder / DEATHS, MAX_FILE_BYTES)
     if not content:
         return _Deaths()
     try:
@@ -186,13 +186,3 @@ def _known(folder: Path) -> _Deaths:
     except msgspec.DecodeError as error:
         logger.warning("deaths_unreadable", path=str(folder / DEATHS), reason=str(error))
         return _Deaths()
-
-
-def _content(path: Path) -> bytes:
-    """Return what a file holds, up to a bound; nothing when it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    with open(descriptor, "rb") as file:
-        return file.read(MAX_FILE_BYTES)
