@@ -438,7 +438,8 @@ def _reset(draft: Draft, run: Run) -> None:
     if run.reconciles and draft.runs[run.reconciles].status is TaskStatus.OUTCOME_UNKNOWN:
         draft.put_run(draft.runs[run.reconciles], reconciling=True)
     again = skipped_behind(draft.plan, draft.runs, run.task_id)
-    for task_id in again | set(draft.plan.tasks[run.task_id].dependents):
+    behind = {name for task_id in {run.task_id, *again} for name in draft.plan.tasks[task_id].dependents}
+    for task_id in behind:
         dependent = draft.runs[task_id]
         if task_id in again or dependent.status is TaskStatus.PENDING:
             depends_on = draft.plan.tasks[task_id].depends_on

@@ -70,6 +70,10 @@ def proceed(turn: Turn, task_id: str) -> None:
         if needs_question(task):
             turn.commands.append(cmd.AskCondition(task_id))
             return
+    limit = total_due_at(task, run)
+    if limit is not None and limit <= turn.at:
+        attempt_failed(turn, run, out_of_time(task, run.error), jitter=0.0)
+        return
     attempt = run.attempt + 1
     token = f"{turn.draft.id}/{task_id}/{attempt}"
     turn.record(ev.TaskStarted(at=turn.at, task_id=task_id, attempt=attempt, token=token))

@@ -418,6 +418,20 @@ def test_retry_order_runs_a_failed_task_and_what_was_skipped_after_it_again() ->
     assert play.instance.status is InstanceStatus.COMPLETED
 
 
+def test_a_join_waits_again_for_what_was_skipped_before_it() -> None:
+    play = Play(
+        make_plan(make_task("a"), make_task("b", "a"), make_task("other"), make_task("join", "b", "other"))
+    )
+    play.fail("a")
+    play.decide("a", RecoveryAction.ABORT)
+    play.send(st.RetryOrder(at=play.later(1), task_id="a"))
+    play.succeed("other")
+    assert play.statuses()["join"] == "pending"
+    play.succeed("a")
+    play.succeed("b")
+    assert play.statuses()["join"] == "running"
+
+
 def test_a_skipped_task_is_not_run_again_once_others_went_on_without_it() -> None:
     play = Play(make_plan(make_task("a"), make_task("b"), make_task("after", "a", "b")))
     play.fail("a")

@@ -66,6 +66,17 @@ def test_the_limit_begins_anew_when_a_person_takes_over() -> None:
     assert play.instance.status is InstanceStatus.FAILED
 
 
+def test_no_attempt_begins_after_the_limit() -> None:
+    play = Play(make_plan(make_task("a", retry=OFTEN, total_timeout_seconds=30)))
+    play.fail("a", "TIMEOUT")
+    play.send(st.PauseOrder(at=play.later(1)))
+    play.send(st.ResumeOrder(at=play.later(100)))
+    assert play.dispatched() == ["a"]
+    error = play.instance.runs["a"].error
+    assert error is not None
+    assert error.code == "TOTAL_TIMEOUT"
+
+
 def test_a_limit_begins_anew_with_another_round() -> None:
     play = Play(make_plan(make_task("a", total_timeout_seconds=20), make_task("b")))
     play.fail("a")
