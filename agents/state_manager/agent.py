@@ -88,7 +88,11 @@ class StateManager(Agent):
         self.hints = LogHints(self._announce_log)
         self.leases = LeaseWatch(self.storage, store_clock, self._announce_claimable)
         self.sweeper = Sweeper(
-            self.storage, store_clock, hint_overdue=self._announce_overdue, hint_inbox=self._announce_inbox
+            self.storage,
+            store_clock,
+            hint_overdue=self._announce_overdue,
+            hint_inbox=self._announce_inbox,
+            hint_changed=self._announce_orphans,
         )
         self.retention = Retention(
             self.storage,
@@ -412,6 +416,9 @@ class StateManager(Agent):
     async def _announce_overdue(self, instance_id: str, owner: str) -> None:
         hint = {"instance_id": instance_id, "owner": owner}
         await self._publish(contracts.EVENT_INSTANCE_OVERDUE, hint, subscribers_only=True)
+
+    async def _announce_orphans(self, count: int) -> None:
+        await self._publish(contracts.EVENT_ORPHANS_CHANGED, {"count": count}, subscribers_only=True)
 
     async def _announce_room(self, is_full: bool) -> None:
         """Raise an alert while the disk is full, and resolve it afterwards, if the monitor is there."""

@@ -13,6 +13,7 @@ StateManagerError
 ├── StoreLost                 INTERNAL_ERROR          an fsync failed: the process must end and open the store again
 │   └── StoreDamaged          INTERNAL_ERROR          what was read is not what was written: the process must end
 └── StoreUnusable             STORE_UNUSABLE          refused at start: in use, damaged, or of another release
+    ├── StoreInUse            STORE_UNUSABLE          another process serves it
     └── StoreNotReady         STORE_UNUSABLE          refused at start, and may be taken later: the disk is full
 """
 
@@ -119,6 +120,10 @@ class StoreUnusable(StateManagerError, RuntimeFault):
 
     code = "STORE_UNUSABLE"
     severity = "critical"
+
+
+class StoreInUse(StoreUnusable):
+    """Another process has the store."""
 
 
 class StoreNotReady(StoreUnusable):

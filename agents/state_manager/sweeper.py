@@ -32,15 +32,26 @@ class Sweeper:
 
     Args:
         hint_overdue, hint_inbox: Tell an owner of an instance, both by id; they must not raise.
+        hint_changed: Tell how many orphans there are, when a sweep found others than the one before; must not raise.
     """
 
-    def __init__(self, storage: Storage, clock: StoreClock, *, hint_overdue: Hint, hint_inbox: Hint) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        clock: StoreClock,
+        *,
+        hint_overdue: Hint,
+        hint_inbox: Hint,
+        hint_changed: Callable[[int], Awaitable[None]],
+    ) -> None:
         self.count = 0
         """How many orphans there were when it was looked last."""
         self._storage = storage
         self._clock = clock
         self._hint_overdue = hint_overdue
         self._hint_inbox = hint_inbox
+        self._hint_changed = hint_changed
+        self._swept = frozenset[str]()
         self._ownerless_since: dict[str, datetime] = {}
 
     async def run(self) -> None:
@@ -61,6 +72,10 @@ class Sweeper:
                 "instances_orphaned",
                 extra={"count": len(orphans), "first": first.instance_id, "code": first.code},
             )
+        swept = frozenset(orphan.instance_id for orphan in orphans)
+        if swept != self._swept:
+            self._swept = swept
+            await self._hint_changed(len(orphans))
         for orphan in [orphan for orphan in orphans if orphan.code == "overdue"][:MAX_HINTS]:
             await self._hint_overdue(orphan.instance_id, orphan.owner)
         put_before = self._clock.now() - timedelta(seconds=UNREAD_SECONDS)

@@ -11,8 +11,8 @@ import aiosqlite
 
 from agents.state_manager.errors import BackupNotFound, InvalidRequest, StoreFailed
 from agents.state_manager.storage.base import UNFINISHED_SUFFIX, StoredState
-from agents.state_manager.storage.connections import read_only_uri
-from agents.state_manager.storage.sqlite_core import CHUNK_ROWS, PRIVATE_FILE, PRIVATE_FOLDER
+from agents.state_manager.storage.connections import PRIVATE_FILE, PRIVATE_FOLDER, read_only_uri, sync
+from agents.state_manager.storage.sqlite_core import CHUNK_ROWS
 from agents.state_manager.storage.sqlite_definitions import DefinitionTables
 from agents.state_manager.storage.sqlite_log import LogTables
 from agents.state_manager.storage.sqlite_ownership import OwnershipTables
@@ -36,7 +36,7 @@ class SqliteStorage(LogTables, OwnershipTables, UpkeepTables, DefinitionTables, 
 
     async def back_up(self, target: Path) -> int:
         """Write a consistent copy to a new file while the store is in use; return its bytes."""
-        return await asyncio.to_thread(_copy, self.path, target)
+        return await asyncio.to_thread(copy_store, self.path, target)
 
     async def scan_backup(self, source: Path) -> AsyncGenerator[StoredState]:
         """Return the states in a copy, oldest change first. Raises BackupNotFound when the file is none."""
@@ -54,7 +54,7 @@ class SqliteStorage(LogTables, OwnershipTables, UpkeepTables, DefinitionTables, 
             raise BackupNotFound(f"{source.name!r} is not a backup of a store: {error}") from error
 
 
-def _copy(source: Path, target: Path) -> int:
+def copy_store(source: Path, target: Path) -> int:
     """Copy a database in use in one step, so that the copy is of one moment. The target appears when it is whole."""
     target.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     if target.exists():
@@ -73,11 +73,11 @@ def _copy(source: Path, target: Path) -> int:
             (finding,) = writer.execute("PRAGMA quick_check(1)").fetchone()
             if finding != "ok":
                 raise StoreFailed(f"the copy is damaged ({finding})")
-        _sync(unfinished)
+        sync(unfinished)
         size = unfinished.stat().st_size
         crash.reach("store.backup.copied")
         unfinished.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
         return size
     except sqlite3.Error as error:
         raise store_error(error) from error
@@ -85,12 +85,3 @@ def _copy(source: Path, target: Path) -> int:
         raise StoreFailed(f"the backup could not be written: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ that was answered, and never wait for the writer.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -29,7 +28,7 @@ from agents.state_manager.errors import (
 )
 from agents.state_manager.room import Room
 from agents.state_manager.storage import start_checks
-from agents.state_manager.storage.connections import read_only_uri
+from agents.state_manager.storage.connections import PRIVATE_FILE, PRIVATE_FOLDER, read_only_uri, take_lock
 from agents.state_manager.storage.migrate import SQLITE_MIGRATIONS, migrate, read_migrations
 from agents.state_manager.store_clock import StoreClock, from_microseconds
 from agents.state_manager.writer import Writer, error_name, store_error
@@ -46,8 +45,6 @@ BUSY_TIMEOUT_SECONDS = 5.0
 CACHE_KIBIBYTES = 16 * 1024
 WAL_KEPT_BYTES = 64 * 1024 * 1024
 CLOCK_SAVED_MICROSECONDS = 1_000_000
-PRIVATE_FILE = 0o600
-PRIVATE_FOLDER = 0o700
 
 _SAVE_FACT = """
 INSERT INTO store_facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
@@ -261,18 +258,9 @@ class SqliteCore:
         try:
             self.path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
-            lock_file = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         except OSError as error:
             raise StoreUnusable(f"{self.path} cannot be opened: {error.strerror}") from error
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock_file)
-            raise StoreUnusable(
-                f"{self.path} is in use by another state manager ({error.strerror}); "
-                "stop it, or use another data_dir"
-            ) from None
-        self._lock_file = lock_file
+        self._lock_file = take_lock(self.path)
 
     # --- reading -------------------------------------------------------------------------------------------
 

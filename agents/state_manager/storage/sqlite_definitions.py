@@ -84,13 +84,13 @@ class DefinitionTables(SqliteCore):
             rows = await self.read(_READ_BY_HASH, (request.hash,))
         else:
             rows = await self.read(_READ_NEWEST, (request.workflow_id,))
-        return _record(rows[0]) if rows else None
+        return definition_of(rows[0]) if rows else None
 
     async def list_definitions(self, request: DefinitionListRequest) -> DefinitionListReply:
         """Return every workflow's newest definition."""
         values = {"after": request.after, "limit": request.limit + 1}
         rows, was_cut = await self.read_some(_LIST_NEWEST, values, _bytes, MAX_PAGE_BYTES)
-        records = [_record(row) for row in rows[: request.limit]]
+        records = [definition_of(row) for row in rows[: request.limit]]
         more = was_cut or len(rows) > request.limit
         return DefinitionListReply(definitions=records, next=records[-1].workflow_id if more else "")
 
@@ -99,7 +99,8 @@ def _bytes(row: Row) -> int:
     return len(row[4]) + len(row[5])
 
 
-def _record(row: Row) -> DefinitionRecord:
+def definition_of(row: Row) -> DefinitionRecord:
+    """Return the definition in a row: workflow_id, version, name, hash, content, source, format, created_at."""
     return DefinitionRecord(
         workflow_id=row[0], version=row[1], name=row[2], hash=row[3], content=msgspec.json.decode(row[4]),
         source=row[5], format=row[6], created_at=from_microseconds(row[7]),
