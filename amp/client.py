@@ -147,7 +147,7 @@ class MeshClient:
         self._registered = False
         self._router_knows_repeats = False
         self._changes = 0
-        self._change_waiters: set[asyncio.Future[None]] = set()
+        self._change_waiters: dict[asyncio.Future[None], None] = {}
         self._started: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._callbacks: set[asyncio.Task[None]] = set()
@@ -329,14 +329,14 @@ class MeshClient:
         if self._changes != seen:
             return True
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._change_waiters.add(waiter)
+        self._change_waiters[waiter] = None
         try:
             async with asyncio.timeout(min(timeout_seconds, self._re_ask_seconds)):
                 await waiter
         except TimeoutError:
             return timeout_seconds > self._re_ask_seconds
         finally:
-            self._change_waiters.discard(waiter)
+            del self._change_waiters[waiter]
         return True
 
     def _changed(self) -> None:

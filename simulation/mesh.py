@@ -204,6 +204,8 @@ class SimulatedMesh:
         if life is None:
             return
         life.kill()
+        if isinstance(process.agent, processes.SimulatedExecutor):
+            process.agent.release()
         process.life = process.agent = None
         if name == ROUTER:
             self.network.serve(None)

@@ -58,6 +58,10 @@ class SimulatedExecutor(TaskExecutor):
         simulated["custom"] = SimulatedWork(ledger, CustomTaskRequest)
         self._execution.handlers = {**self._execution.handlers, **simulated}
 
+    def release(self) -> None:
+        """Do what the kernel does when a process ends: let go of its locks."""
+        self._spool.close()
+
 
 class InlineDatabase:
     """What the monitor's store uses of `aiosqlite.Connection`, without its thread."""

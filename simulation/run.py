@@ -74,16 +74,18 @@ def run_seed(
     """Return what a seed came to. The same arguments give the same report, digest included.
 
     Args:
-        folder: Where agents may keep files; it is never read.
+        folder: Where agents keep what outlives them; it must be empty.
         faults: The kinds of faults that may happen.
         plant: A bug to plant.
         trace: Called with every log line of the run with faults.
     """
     workload = (subject or Subject()).workload(seed)
     plans = _plans(workload)
-    calm = _Run(seed, workload, plans, folder, Storm(f"{seed}:calm", frozenset(), 0.0), "", None).result()
+    calm = _Run(
+        seed, workload, plans, folder / "calm", Storm(f"{seed}:calm", frozenset(), 0.0), "", None
+    ).result()
     storm = storm_of(seed, faults)
-    run = _Run(seed, workload, plans, folder, storm, plant, trace)
+    run = _Run(seed, workload, plans, folder / "storm", storm, plant, trace)
     stormy = run.result()
     found = [f"without any fault: {text}" for text in calm.findings]
     found += stormy.findings
