@@ -144,7 +144,7 @@ class TaskReconciling(Fact, frozen=True, kw_only=True, tag="task.reconciling"):
 class TaskRetrying(Fact, frozen=True, kw_only=True, tag="task.retrying"):
     """Another attempt follows at `due_at`.
 
-    `decided_by` is `operator` or a reconcile task, when they said that a lost attempt had not done its work.
+    `decided_by` is `operator`, a reconcile task or an executor, when they said that a lost attempt had done nothing.
     """
 
     task_id: str

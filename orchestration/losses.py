@@ -1,7 +1,8 @@
 """What follows when the agent that had an attempt is gone: dispatch again, give up, or find out whether it was done.
 
 An attempt of a task that may be repeated is dispatched again. One that must not be repeated has an unknown outcome:
-its reconcile task says whether it was done, else a person does; a late result settles it as well.
+its reconcile task says whether it was done, else a person does; a late result settles it as well, and so does its
+executor when it says that it never began.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from orchestration.errors import IllegalMove
 from orchestration.instance import Run
 from orchestration.outputs import map_outputs
 from orchestration.status import UNREPEATABLE, TaskStatus
-from orchestration.turn import MAX_LOSSES, Turn, again, attempt_failed, skip
+from orchestration.turn import MAX_LOSSES, Turn, again, attempt_failed, is_current, skip
 
+EXECUTOR = "task-executor"
+"""Who decided, when an executor without a name knew that nothing was done."""
 OPERATOR = "operator"
 """Who decided, when a person did."""
 
@@ -24,9 +27,33 @@ OPERATOR = "operator"
 def attempt_vanished(turn: Turn, stimulus: st.AttemptVanished) -> None:
     """The agent that had an attempt is gone, or gives no sign of life."""
     run = turn.draft.runs[stimulus.task_id]
-    if run.status is not TaskStatus.RUNNING or not run.token or run.token != stimulus.token:
+    if not is_current(run, stimulus.token):
         return
-    lose(turn, run, stimulus.reason, agent_id=stimulus.agent_id, may_be_at_work=stimulus.may_be_at_work)
+    if run.status is TaskStatus.OUTCOME_UNKNOWN:
+        if not stimulus.begun:
+            end_reconcile(turn, run.task_id, "its executor says that it never began")
+            _never_began(turn, run, stimulus)
+    elif stimulus.begun or turn.plan.tasks[run.task_id].effects not in UNREPEATABLE:
+        lose(turn, run, stimulus.reason, agent_id=stimulus.agent_id, may_be_at_work=stimulus.may_be_at_work)
+    else:
+        turn.record(
+            ev.AttemptLost(
+                at=turn.at,
+                task_id=run.task_id,
+                attempt=run.attempt,
+                agent_id=stimulus.agent_id,
+                reason=stimulus.reason,
+            )
+        )
+        _never_began(turn, turn.draft.runs[run.task_id], stimulus)
+
+
+def _never_began(turn: Turn, run: Run, stimulus: st.AttemptVanished) -> None:
+    """Begin another attempt of work that must not be repeated: the lost one is known to have done nothing."""
+    if run.losses >= MAX_LOSSES:
+        attempt_failed(turn, run, _poison(run), jitter=0.0)
+    else:
+        again(turn, run.task_id, stimulus.reason, stimulus.agent_id or EXECUTOR)
 
 
 def lose(turn: Turn, run: Run, reason: str, *, agent_id: str = "", may_be_at_work: bool = False) -> None:

@@ -54,7 +54,8 @@ class AttemptErrored(Stimulus, frozen=True, kw_only=True):
 class AttemptVanished(Stimulus, frozen=True, kw_only=True):
     """The agent that had the attempt is gone, or gave no sign of life; whether it did the work is unknown.
 
-    `may_be_at_work`: the agent may have it still, and is told to stop when another attempt begins.
+    `may_be_at_work`: the agent may have it still, and is told to stop when another attempt begins. `begun` is false
+    when it is certain that its work never began, and never will.
     """
 
     task_id: str
@@ -62,6 +63,7 @@ class AttemptVanished(Stimulus, frozen=True, kw_only=True):
     agent_id: str = ""
     reason: str = ""
     may_be_at_work: bool = False
+    begun: bool = True
 
 
 class RecoveryAnswer(Stimulus, frozen=True, kw_only=True):

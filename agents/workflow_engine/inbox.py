@@ -49,8 +49,18 @@ def stimulus_of(item: InboxItem, plan: Plan, at: datetime, jitter: float) -> st.
 def _task_result(
     data: Mapping[str, Any], plan: Plan, task_id: str, at: datetime, jitter: float
 ) -> st.AnyStimulus:
-    """A result that the executor could not answer with, because the engine that asked was gone."""
+    """How an attempt ended or was lost, as its executor could not tell the engine that asked."""
     token = str(data.get("token", ""))
+    lost = data.get("lost")
+    if isinstance(lost, dict):
+        return st.AttemptVanished(
+            at=at,
+            task_id=task_id,
+            token=token,
+            agent_id=str(lost.get("agent_id", "")),
+            reason=str(lost.get("reason", "")),
+            begun=lost.get("begun") is not False,
+        )
     try:
         if data.get("error") is not None:
             error = msgspec.convert(data["error"], ErrorInfo)

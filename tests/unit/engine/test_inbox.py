@@ -45,6 +45,16 @@ def read(kind: str, data: dict[str, Any]) -> st.AnyStimulus:
                 at=at(1), task_id="a", token="t", error=ErrorInfo(code="C", message="m"), jitter=0.5
             ),
         ),
+        (
+            "task_result",
+            {"task_id": "a", "token": "t", "lost": {"begun": False, "agent_id": "x", "reason": "killed"}},
+            st.AttemptVanished(at=at(1), task_id="a", token="t", agent_id="x", reason="killed", begun=False),
+        ),
+        (
+            "task_result",
+            {"task_id": "a", "token": "t", "lost": {"begun": "no"}},
+            st.AttemptVanished(at=at(1), task_id="a", token="t", begun=True),
+        ),
     ],
 )
 def test_entries(kind: str, data: dict[str, Any], expected: st.AnyStimulus) -> None:

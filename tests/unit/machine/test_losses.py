@@ -332,6 +332,55 @@ def test_a_loss_of_a_superseded_attempt_changes_nothing() -> None:
     assert step.events == ()
 
 
+# --- an executor that knows that it never began -------------------------------------------------------------
+
+
+def never_began(play: Play, task_id: str) -> None:
+    play.send(
+        st.AttemptVanished(
+            at=play.later(1),
+            task_id=task_id,
+            token=play.token(task_id),
+            agent_id="task-executor-1",
+            reason="killed before it began",
+            begun=False,
+        )
+    )
+
+
+def test_work_that_never_began_is_done_elsewhere_although_it_must_not_be_repeated() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE)))
+    never_began(play, "a")
+    assert play.dispatched() == ["a", "a"]
+    assert [event.decided_by for event in of_type(play, ev.TaskRetrying)] == ["task-executor-1"]
+    assert of_type(play, ev.TaskOutcomeUnknown) == []
+    play.succeed("a", a_out=1)
+    assert play.instance.status is InstanceStatus.COMPLETED
+
+
+def test_an_unknown_outcome_is_settled_by_who_knows_that_it_never_began() -> None:
+    play = unknown()
+    never_began(play, "charge")
+    assert play.statuses()["charge"] == "running"
+    assert play.statuses()["look"] == "skipped"
+    assert play.dispatched().count("charge") == 2
+
+
+def test_agents_that_always_vanish_before_they_begin_are_poison() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE)))
+    for _ in range(MAX_LOSSES):
+        never_began(play, "a")
+    error = play.instance.runs["a"].error
+    assert error is not None
+    assert error.code == "POISON_TASK"
+
+
+def test_a_second_word_about_a_known_loss_changes_nothing() -> None:
+    play = unknown()
+    step = play.send(st.AttemptVanished(at=play.later(1), task_id="charge", token=play.token("charge")))
+    assert step.events == ()
+
+
 # --- late results -------------------------------------------------------------------------------------------
 
 
