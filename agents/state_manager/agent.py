@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
-from agents.state_manager.backups import Backups
+from agents.state_manager.backups import BACKUP_FOLDER, Backups
 from agents.state_manager.cache import RedisLevel, StateCache
 from agents.state_manager.contexts import Contexts, shown
 from agents.state_manager.errors import StateManagerError, StoreDamaged, StoreLost
@@ -23,7 +23,7 @@ from agents.state_manager.room import RESERVE_NAME, Room
 from agents.state_manager.room_watch import RoomWatch
 from agents.state_manager.states import States
 from agents.state_manager.storage.base import Storage, StoredContext, StoredState
-from agents.state_manager.storage.memory import MemoryStorage
+from agents.state_manager.storage.memory import MEMORY_PATH, MemoryStorage
 from agents.state_manager.storage.sqlite import SqliteStorage
 from agents.state_manager.store_clock import StoreClock
 from agents.state_manager.sweeper import Sweeper
@@ -36,9 +36,6 @@ from runtime.errors import RuntimeFault
 from runtime.ids import new_id
 from runtime.process import EXIT_UNUSABLE
 
-MEMORY_PATH = ":memory:"
-"""With this `database.sqlite_path` nothing is written to disk and nothing survives the process."""
-BACKUP_FOLDER = "backups"
 EVENT_CONTEXT_UPDATE = "context_update"
 
 Handler = Callable[[Incoming], Awaitable[object]]

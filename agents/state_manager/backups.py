@@ -16,6 +16,8 @@ from runtime.clock import Clock
 
 logger = logging.getLogger(__name__)
 
+BACKUP_FOLDER = "backups"
+"""Below `data_dir`."""
 SUFFIX = ".db"
 LOOK_SECONDS = 3600.0
 """Longest sleep between two looks at the clock, which may jump while the machine sleeps."""

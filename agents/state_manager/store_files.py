@@ -21,7 +21,7 @@ from agents.state_manager.storage.connections import (
     sync,
     take_lock,
 )
-from agents.state_manager.storage.sqlite import SqliteStorage, copy_store
+from agents.state_manager.storage.sqlite import SqliteStorage
 from agents.state_manager.storage.start_checks import mark_path, open_probe
 from agents.state_manager.store_clock import StoreClock
 
@@ -89,13 +89,6 @@ def status_of(database: Path) -> StoreStatus:
         instances=instances,
         damaged=_text(mark_path(database)),
     )
-
-
-def back_up(database: Path, target: Path) -> int:
-    """Write a copy to a new file, whether the store is served or not; return its bytes."""
-    if not database.is_file():
-        raise StoreUnusable(f"there is no store {database}")
-    return copy_store(database, target)
 
 
 @contextlib.contextmanager

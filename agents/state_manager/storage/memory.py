@@ -74,6 +74,9 @@ from orchestration.contracts import (
     LogReadRequest,
 )
 
+MEMORY_PATH = ":memory:"
+"""With this `database.sqlite_path` nothing is written to disk and nothing survives the process."""
+
 
 class _MemoryLog:
     """The log, the instances' rows, the inboxes, leases and claims."""
