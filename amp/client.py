@@ -272,6 +272,7 @@ class MeshClient:
         patience_seconds: float = 0.0,
         resend: bool = False,
         survive_loss: bool = True,
+        queue_seconds: float | None = None,
         priority: int = DEFAULT_PRIORITY,
         context: object = None,
         message_id: str | None = None,
@@ -287,6 +288,8 @@ class MeshClient:
             patience_seconds: How long to wait for an agent or a connection that is not there.
             resend: The request is idempotent: it survives broken connections and lost agents, with its message id.
             survive_loss: False: the loss of the agent that has the request is told although `resend` is set.
+            queue_seconds: How long the request may wait in the router for an agent with credit; by default as long as
+                for an answer. Then it raises RequestTimeout with `details.reason` "queued", and no agent ever has it.
             priority: 10 is the most urgent, 1 the least.
 
         Raises: AmpError as the other side sent it; AgentNotFound, CapabilityNotFound, AgentLost, Disconnected,
@@ -297,8 +300,10 @@ class MeshClient:
         payload: dict[str, object] = {"capability": capability, "parameters": parameters}
         if context is not None:
             payload["context"] = context
-        hints: dict[str, Any] | None = {"prefer": prefer_agent_id} if prefer_agent_id else None
-        destination = Destination(agent_id=agent_id, capability=capability, routing_hints=hints)
+        hints: dict[str, Any] = {"prefer": prefer_agent_id} if prefer_agent_id else {}
+        if queue_seconds is not None:
+            hints["queue_ms"] = _milliseconds(queue_seconds)
+        destination = Destination(agent_id=agent_id, capability=capability, routing_hints=hints or None)
         headers = Headers(priority=priority, timeout_ms=_milliseconds(timeout_seconds), tracing=tracing)
         frame = self._encode(request_id, MessageType.REQUEST, destination, headers, payload)
         patient_until = loop.time() + patience_seconds
@@ -314,7 +319,7 @@ class MeshClient:
                 if left <= 0 or self._draining or not retry:
                     raise
                 if lost:  # another agent may be there already, and if none is the router says so at once
-                    hints = {"anew": True, **(hints or {})}
+                    hints = {"anew": True, **hints}
                     destination = Destination(agent_id=agent_id, capability=capability, routing_hints=hints)
                     frame = self._encode(request_id, MessageType.REQUEST, destination, headers, payload)
                     continue

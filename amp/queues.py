@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from amp.envelope import Envelope
 from amp.session import Session
@@ -17,7 +18,7 @@ class Pending:
     """A request on its way: waiting in `queue`, or with `responder`.
 
     `origin` is the connection to answer to, `size` the payload's bytes, `digest` tells a resent request from
-    another one that reuses its id.
+    another one that reuses its id. It waits in a queue for `queue_ms` at most.
     """
 
     key: tuple[str, str]
@@ -27,6 +28,7 @@ class Pending:
     size: int
     priority: int
     order: int
+    queue_ms: float = inf
     free: bool = False
     due_ms: float = 0.0
     bucket: int = 0

@@ -311,6 +311,9 @@ class Routing:
         )
         hints = message.destination.routing_hints or message.headers.routing_hints or {}
         prefer = hints.get("prefer")
+        queue_ms = hints.get("queue_ms")
+        if isinstance(queue_ms, int | float) and queue_ms > 0:
+            pending.queue_ms = float(queue_ms)
         ended = self._ended.get(key)
         if ended is not None and hints.get("anew") is not True:
             _check_digest(
@@ -433,7 +436,8 @@ class Routing:
                 {"retry_after_ms": RETRY_AFTER_MS, "queued": self.queues.depth(queue)},
             )
         pending.envelope = envelope
-        self._track(pending, now_ms + timeout_ms - min(timeout_ms / 10, MAX_EARLY_MS))
+        wait_ms = min(pending.queue_ms, timeout_ms - min(timeout_ms / 10, MAX_EARLY_MS))
+        self._track(pending, now_ms + wait_ms)
         self.counters.queued += 1
         return []
 

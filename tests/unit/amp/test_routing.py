@@ -204,6 +204,19 @@ def test_queued_request_times_out_a_little_before_its_sender_gives_up(mesh: Mesh
     assert code_of(mesh.routing.expire(due)) == "TIMEOUT"
 
 
+def test_a_request_may_wait_in_the_queue_for_less_time_than_for_its_answer(mesh: Mesh) -> None:
+    worker = mesh.register("worker", "cut", max_in_flight=1)
+    asker = mesh.register("asker")
+    first = make_envelope("asker", capability="cut", timeout_ms=60_000)
+    mesh.send(asker, first)
+    mesh.send(asker, make_envelope("asker", capability="cut", timeout_ms=60_000, hints={"queue_ms": 500}))
+    assert mesh.routing.expire(499) == []
+    assert code_of(mesh.routing.expire(600)) == "TIMEOUT"
+    mesh.send(asker, make_envelope("asker", capability="cut", timeout_ms=60_000, hints={"queue_ms": 500}))
+    mesh.answer(worker, first)
+    assert mesh.routing.expire(5000) == [], "an agent took it in time"
+
+
 def test_agent_that_never_answers_gets_its_credit_back_after_the_grace(mesh: Mesh) -> None:
     mesh.register("worker", "cut", max_in_flight=1)
     asker = mesh.register("asker")
