@@ -36,13 +36,13 @@ def variables_for(
 ) -> dict[str, Any]:
     """Return the values of the names that are present, and of everything when the whole context is asked for.
 
-    Names that are declared but unset are left out: the reader takes them as null.
+    Names that are declared but unset are left out: the reader takes them as null. The names' order is fixed.
     """
     wanted = set(names)
     if whole_context:
         wanted.update(instance.variables)
-    found = {name: instance.variables[name] for name in wanted if name in instance.variables}
-    for name in wanted & BUILTINS:
+    found = {name: instance.variables[name] for name in sorted(wanted) if name in instance.variables}
+    for name in sorted(wanted & BUILTINS):
         if name not in found:
             found[name] = _builtin(name, plan, instance, task_id, now)
     return found
@@ -90,7 +90,7 @@ def condition_context(plan: Plan, instance: Instance, task: TaskPlan, now: datet
     """Return the context of a task's condition: its own variables over the instance's; declared names are null."""
     assert task.condition is not None
     condition = task.condition
-    context: dict[str, Any] = {name: None for name in condition.names if name in plan.declared}
+    context: dict[str, Any] = {name: None for name in sorted(condition.names & plan.declared)}
     context.update(
         variables_for(
             plan, instance, condition.names, task_id=task.id, now=now, whole_context=condition.whole_context
