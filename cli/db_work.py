@@ -224,7 +224,9 @@ class Work:
             except AmpError as error:
                 if error.code in _AWAY:
                     return None
-                raise CommandError(f"{error.code}: {error.message}", _exit_code(error.code)) from None
+                raise CommandError(
+                    f"{error.code}: {error.message}", _exit_code(error.code, error.message)
+                ) from None
             finally:
                 await client.stop()
 
@@ -251,8 +253,10 @@ _AWAY = frozenset(
 """Errors that say that nobody was there to ask."""
 
 
-def _exit_code(code: str) -> ExitCode:
-    return ExitCode.USAGE if code == "INVALID_PARAMETERS" else ExitCode.FAILED
+def _exit_code(code: str, message: str) -> ExitCode:
+    if code != InvalidRequest.code:
+        return ExitCode.FAILED
+    return ExitCode.CONFLICT if "exists already" in message else ExitCode.USAGE
 
 
 def _run(work: Coroutine[Any, Any, Reply]) -> Reply:
@@ -266,8 +270,7 @@ def _refused(work: Callable[[], Reply]) -> Reply:
     except StoreInUse as error:
         raise CommandError(error.message, ExitCode.CONFLICT) from None
     except InvalidRequest as error:
-        taken = "exists already" in error.message
-        raise CommandError(error.message, ExitCode.CONFLICT if taken else ExitCode.USAGE) from None
+        raise CommandError(error.message, _exit_code(error.code, error.message)) from None
     except StoreUnusable as error:
         raise CommandError(error.message) from None
     except StateManagerError as error:

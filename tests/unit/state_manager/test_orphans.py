@@ -73,6 +73,7 @@ class Hints:
     def __init__(self, storage: Storage, clock: ManualClock) -> None:
         self.overdue: list[tuple[str, str]] = []
         self.inbox: list[tuple[str, str]] = []
+        self.counts: list[int] = []
 
         async def overdue(instance_id: str, owner: str) -> None:
             self.overdue.append((instance_id, owner))
@@ -80,7 +81,16 @@ class Hints:
         async def inbox(instance_id: str, owner: str) -> None:
             self.inbox.append((instance_id, owner))
 
-        self.sweeper = Sweeper(storage, make_store_clock(clock), hint_overdue=overdue, hint_inbox=inbox)
+        async def changed(count: int) -> None:
+            self.counts.append(count)
+
+        self.sweeper = Sweeper(
+            storage,
+            make_store_clock(clock),
+            hint_overdue=overdue,
+            hint_inbox=inbox,
+            hint_changed=changed,
+        )
 
 
 async def put(storage: Storage, name: str, wake_at: datetime | None, **fields: Any) -> None:
@@ -111,3 +121,4 @@ async def test_sweeper_counts_by_the_time_it_has_seen_and_hints_the_overdue(
     await storage.end_lease("gone:1")
     await hints.sweeper.sweep()
     assert hints.sweeper.count == 1, "an owner who is gone again is given his time again"
+    assert hints.counts == [1, 2, 1], "told only when the orphans are others than before"
