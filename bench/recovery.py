@@ -157,7 +157,7 @@ class Bench:
             patience_seconds=MOST_SECONDS,
         )
         self.feeding = asyncio.create_task(self.feed())
-        while len(self.rows()) < INSTANCES:
+        while len(self.rows()) < INSTANCES:  # noqa: ASYNC110 - another process changes it
             await asyncio.sleep(0.05)
 
     async def end(self) -> None:
@@ -224,11 +224,11 @@ class Bench:
     async def kill(self, name: str) -> float:
         """Kill a child the hard way, and return when it was dead."""
         child = self.child(name)
-        while child.pid is None or not child.ready.is_set():
+        while child.pid is None or not child.ready.is_set():  # noqa: ASYNC110 - another process changes it
             await asyncio.sleep(0.02)
         pid = child.pid
         os.kill(pid, signal.SIGKILL)
-        while child.pid == pid and _alive(pid):
+        while child.pid == pid and _alive(pid):  # noqa: ASYNC110 - another process changes it
             await asyncio.sleep(0.001)
         return time.monotonic()
 
