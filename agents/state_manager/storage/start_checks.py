@@ -56,11 +56,17 @@ def open_probe(database: Path) -> sqlite3.Connection | None:
     log = Path(f"{database}-wal")
     if not log.exists() or log.stat().st_size <= wal_file.HEADER_BYTES:
         return None
+    _open_to_read(database).close()
+    if finding := wal_file.damage(database):
+        raise StoreUnusable(_refusal(database, finding))
+    return _open_to_read(database)
+
+
+def _open_to_read(database: Path) -> sqlite3.Connection:
+    """Return a connection that has recovered the log and cannot write."""
     probe = sqlite3.connect(read_only_uri(database), uri=True, isolation_level=None)
     try:
         probe.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-        if finding := wal_file.damage(database):
-            raise StoreUnusable(_refusal(database, finding))
     except BaseException:
         probe.close()
         raise

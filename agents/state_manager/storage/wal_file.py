@@ -23,7 +23,8 @@ PAGE_BYTES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 def damage(database: Path) -> str:
     """Return what is wrong with a database's write-ahead log, empty when nothing is.
 
-    The database must be open, so that SQLite has recovered the log already.
+    SQLite must have recovered the log already, and nobody in this process may have the database open: closing a file
+    lets go of all locks that the process holds on it, and whoever comes next would cut the shared index short.
     """
     log, index = Path(f"{database}-wal"), Path(f"{database}-shm")
     try:

@@ -14,6 +14,13 @@ from tests.unit.state_manager.conftest import refuse_loss
 from tests.unit.state_manager.store_values import make_store_clock
 
 INSTANCES = 50
+INDEX_HELD_AT = 128
+"""The byte of SQLite's shared index that everybody who has it open keeps locked (UNIX_SHM_DMS)."""
+TRY_LOCK = f"""
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {INDEX_HELD_AT})
+"""
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
@@ -73,3 +80,17 @@ async def test_acknowledged_appends_survive_kills(tmp_path: Path) -> None:
         after, is_end = page.next, page.end
     assert seqs == stored
     await storage.stop()
+
+
+@pytest.mark.processes
+async def test_nobody_takes_the_index_of_a_recovered_store_for_abandoned(tmp_path: Path) -> None:
+    """Whoever opens the file and finds that byte free cuts the index short, and the state manager dies of SIGBUS."""
+    path = tmp_path / "store.db"
+    await asyncio.to_thread(run_and_kill, path, 100)
+    storage = SqliteStorage(path, make_store_clock(), refuse_loss)
+    await storage.start()
+    tried = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", TRY_LOCK, f"{path}-shm"], capture_output=True, check=False
+    )
+    await storage.stop()
+    assert b"BlockingIOError" in tried.stderr
