@@ -39,7 +39,7 @@ task_executor:
 workflow_engine: {{lease_seconds: {lease_seconds}}}
 monitor_agent: {{alert_check_interval: 5, health_check_interval: 5}}
 state_manager: {{use_redis: {use_redis}, redis_url: "{redis_url}"}}
-database: {{backup_interval_hours: 0}}
+database: {{backup_interval_hours: 0, reserve_megabytes: 1}}
 web: {{request_timeout_seconds: 10}}
 """
 
