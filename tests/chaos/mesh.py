@@ -79,7 +79,8 @@ class ChaosMesh(Processes):
     Args:
         lease_seconds: How long an engine may be silent before it loses its instances.
         redis_url: The cache's address; empty for none.
-        executor_router_url: What executors take for the router, for a test that stands between.
+        first_router_url: What the first executor takes for the router, for a test that stands between.
+        first_orders: What the first lives of processes are armed with, by name.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class ChaosMesh(Processes):
         lease_seconds: float = 5.0,
         redis_url: str = "",
         log_level: str = "INFO",
-        executor_router_url: str = "",
+        first_router_url: Callable[[str], str] | None = None,
+        first_orders: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder, host_router=False)
         self.port = free_port()
@@ -104,7 +106,8 @@ class ChaosMesh(Processes):
         self.restarts = 0
         self._held: set[str] = set()
         self._supervisor: asyncio.Task[None] | None = None
-        self._executor_router_url = executor_router_url
+        self._first_router_url = first_router_url
+        self._first_orders = dict(first_orders or {})
         settings = SETTINGS.format(
             handlers=HANDLERS_PATH,
             lease_seconds=lease_seconds,
@@ -125,7 +128,7 @@ class ChaosMesh(Processes):
     async def start_all(self) -> None:
         """Start everything, and return when it is ready and knows the workflows."""
         for name in self.commands:
-            self._begin(name)
+            self._begin(name, self._first_orders.get(name, ""))
         self._supervisor = asyncio.get_running_loop().create_task(self._supervise(), name="supervisor")
         await self.client.start(wait_seconds=JOIN_SECONDS)
         await self.joined()
@@ -201,8 +204,8 @@ class ChaosMesh(Processes):
 
     def _begin(self, name: str, order: str = "") -> Life:
         environment = {crash.VARIABLE: order} if order else {}
-        if name.startswith("executor") and self._executor_router_url:
-            environment["AMP_MESH__ROUTER_URL"] = self._executor_router_url
+        if name == "executor-1" and self._first_router_url is not None:
+            environment["AMP_MESH__ROUTER_URL"] = self._first_router_url(self.router_url)
         process = self.launch(name, self.commands[name], **environment)
         life = self.lives[name] = Life(name, process, order.partition(":")[0])
         return life

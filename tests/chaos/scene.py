@@ -44,7 +44,9 @@ class Scene:
         self.customer = customer
         self.ends = ends
         self.instances: list[str] = []
+        """Those of the last act."""
         self._acts = 0
+        self._forgotten: set[str] = set()
 
     # --- acts ------------------------------------------------------------------------------------------
 
@@ -64,12 +66,19 @@ class Scene:
 
     @asynccontextmanager
     async def work(self, extra: Sequence[str] = ()) -> AsyncIterator["UnderWay"]:
-        """Have work under way; at the end it must all be acknowledged, ended and right."""
-        under_way = UnderWay(self.customer)
+        """Have the usual work under way, and more of the workflows `extra`; see `work_of`."""
         label = self._label()
-        under_way.begin(
-            [Start(name, number % 4, f"{label}-{number}") for number, name in enumerate((*BEFORE, *extra))]
-        )
+        starts = [
+            Start(name, number % 4, f"{label}-{number}") for number, name in enumerate((*BEFORE, *extra))
+        ]
+        async with self.work_of(starts) as under_way:
+            yield under_way
+
+    @asynccontextmanager
+    async def work_of(self, starts: Sequence[Start]) -> AsyncIterator["UnderWay"]:
+        """Have these starts under way; at the end all must be acknowledged, ended and right."""
+        under_way = UnderWay(self.customer)
+        under_way.begin(starts)
         try:
             yield under_way
             instances = await under_way.acknowledged()
@@ -113,10 +122,11 @@ class Scene:
 
     def check(self, only: Sequence[str] | None) -> Verdict:
         """Return what is wrong with these instances, or with all and the whole store."""
+        effects = read_ledger(self.mesh.ledger)
         facts = Facts(
             asked=self.customer.asked,
             ends=self.ends,
-            effects=read_ledger(self.mesh.ledger),
+            effects={name: done for name, done in effects.items() if name not in self._forgotten},
             disturbances=[death.wall for death in self.mesh.deaths if death.name == "router"],
         )
         with Store(self.mesh.database) as store:
@@ -131,6 +141,12 @@ class Scene:
             dumps = "\n".join(describe(store, instance_id) for instance_id in verdict.suspects)
         raise AssertionError("\n".join([*verdict.violations, *surprises, dumps, self.mesh.tails()]))
 
+    def forget(self, instances: Sequence[str]) -> None:
+        """Expect no more that these instances exist: somebody had them removed."""
+        self._forgotten.update(instances)
+        for name in instances:
+            del self.customer.asked[name]
+
     async def last_look(self) -> None:
         """Look at everything once more, and at what may be left behind."""
         await self.rest()
@@ -141,7 +157,8 @@ class Scene:
         )
         own = {life.process.pid for life in self.mesh.lives.values()}
         assert not processes_below(self.mesh.folder / "data", own)
-        await self.totals_agree()
+        if not self._forgotten:
+            await self.totals_agree()
 
     async def totals_agree(self) -> None:
         """Return when the monitor has counted everything, and counted it right."""

@@ -17,6 +17,8 @@ VARIANTS = 4
 """Inputs of every workflow: {"n": 0} to {"n": VARIANTS - 1}."""
 STOPPED = "stopped"
 """The workflow whose instances the harness stops: how far they came until then is chance."""
+PARCEL = "parcel"
+"""The workflow with an effect that takes long enough to be interrupted and must happen once."""
 PAUSED = "paused"
 """The workflow whose instances the harness pauses and resumes."""
 
@@ -206,6 +208,21 @@ def _once() -> Object:
     )
 
 
+def _parcel() -> Object:
+    send = custom(
+        "send",
+        "once",
+        with_={"before": 0.7, "after": 0.3},
+        effects="once",
+        reconcile="find_send",
+        outputs=["receipt"],
+    )
+    find = custom("find_send", "look", with_={"task": "send"}, effects="read", outputs=[])
+    return definition(
+        PARCEL, [send, find, custom("tell", "effect", "send", with_={"value": "{receipt}"})], "receipt"
+    )
+
+
 def _files() -> Object:
     def work(task_id: str, after: list[str], **parameters: Any) -> Object:
         return {
@@ -315,6 +332,7 @@ DEFINITIONS: tuple[Object, ...] = (
     _recovery(),
     _failing(),
     _once(),
+    _parcel(),
     _files(),
     _process(),
     _beating(),
