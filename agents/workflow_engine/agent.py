@@ -39,7 +39,6 @@ from amp.errors import AmpError
 from amp.subscriptions import Event
 from amp.transports.base import Transport
 from orchestration import contracts, orders, surroundings
-from orchestration import stimuli as st
 from orchestration.definition.plan import Plan
 from orchestration.documents import status_document
 from orchestration.instance import Instance
@@ -148,6 +147,7 @@ class WorkflowEngine(Agent):
             self.offer(contracts.TASK_RETRY, self._on_task_retry),
             self.offer(contracts.TASK_SKIP, self._on_task_skip),
             self.offer(contracts.TASK_COMPLETE, self._on_task_complete),
+            self.offer(contracts.TASK_HEARTBEAT, self._on_heartbeat),
             self.offer(contracts.WORKFLOW_WHY, self._on_why),
         ]
 
@@ -171,6 +171,7 @@ class WorkflowEngine(Agent):
             random=self.random,
             spawn=self.spawn,
             count_dispatch=lambda capability: self._dispatched.labels(capability).inc(),
+            instance_of=self._stored_here,
         )
         self._drivers = Drivers(
             owner=self.owner,
@@ -211,6 +212,7 @@ class WorkflowEngine(Agent):
 
     async def on_ready(self) -> None:
         """Take a lease, take up what nobody owns, and begin to listen."""
+        await self._performer.listen()
         await self.mesh.subscribe(contracts.EVENT_INBOX_FILLED, self._on_inbox_filled)
         await self.mesh.subscribe(contracts.EVENT_INSTANCE_OVERDUE, self._on_overdue)
         self.spawn(self._ownership.keep_lease(), "lease")
@@ -273,7 +275,7 @@ class WorkflowEngine(Agent):
             self._ownership.compare_soon()
         else:
             self.logger.warning("instance_overdue", instance_id=driver.id)
-            driver.post(st.Tick(at=self.clock.now()))
+            driver.nudge()
 
     # --- what the explainer reads ------------------------------------------------------------------------
 
@@ -497,9 +499,22 @@ class WorkflowEngine(Agent):
             instances = [msgspec.to_builtins(row) for row in reply.rows]
         return contracts.WorkflowList(workflows=workflows, instances=instances)
 
+    async def _on_heartbeat(self, request: Incoming) -> contracts.TaskHeartbeatReply:
+        return self._performer.heartbeat(request.parameters)
+
+    def _stored_here(self, instance_id: str) -> Instance | None:
+        """Return an instance as it is stored, when this engine drives it or saw it end."""
+        driver = self.driver_of(instance_id)
+        if driver is not None:
+            return driver.committed
+        ended = self.ended_here(instance_id)
+        return None if ended is None else ended[1]
+
     async def _on_task_retry(self, request: Incoming) -> contracts.TaskControlled:
         asked: contracts.TaskRetryRequest = request.parameters
-        return await self._control_task(asked.workflow_instance_id, asked.task_id, "task_retry", {})
+        return await self._control_task(
+            asked.workflow_instance_id, asked.task_id, "task_retry", {"reason": asked.reason}
+        )
 
     async def _on_task_skip(self, request: Incoming) -> contracts.TaskControlled:
         asked: contracts.TaskSkipRequest = request.parameters

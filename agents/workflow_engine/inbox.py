@@ -33,6 +33,14 @@ def stimulus_of(item: InboxItem, plan: Plan, at: datetime, jitter: float) -> st.
             return st.RetryOrder(at=at, task_id=task_id, reason=reason)
         case "task_skip":
             return st.SkipOrder(at=at, task_id=task_id, reason=reason)
+        case "task_complete":
+            outputs = data.get("outputs")
+            return st.CompleteOrder(
+                at=at,
+                task_id=task_id,
+                outputs=outputs if isinstance(outputs, dict) else {},
+                reason=reason,
+            )
         case "state_update" if isinstance(data.get("updates"), dict):
             return st.UpdateOrder(
                 at=at,
@@ -64,6 +72,7 @@ def _task_result(
     try:
         if data.get("error") is not None:
             error = msgspec.convert(data["error"], ErrorInfo)
+            error = msgspec.structs.replace(error, details=_without_spooled(error.details))
             return st.AttemptErrored(at=at, task_id=task_id, token=token, error=error, jitter=jitter)
         result = msgspec.convert(data.get("result"), TaskResult)
     except msgspec.ValidationError:
@@ -75,5 +84,10 @@ def _task_result(
         token=token,
         outputs=map_outputs(names, result=result.result, outputs=result.outputs, primary=result.primary),
         primary=result.primary,
-        metadata=result.metadata,
+        metadata=_without_spooled(result.metadata),
     )
+
+
+def _without_spooled(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts of a result without how its executor kept it, which means nothing to the log."""
+    return {name: value for name, value in facts.items() if name != "spooled"}

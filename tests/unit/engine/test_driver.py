@@ -5,13 +5,15 @@ from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from typing import Any
 
-from agents.workflow_engine.driver import Driver
+from agents.workflow_engine.driver import LOOK_AGAIN_SECONDS, Driver, KeptResult
 from orchestration import commands as cmd
 from orchestration import contracts, machine
 from orchestration import stimuli as st
+from orchestration.contracts import ErrorInfo
 from orchestration.definition.plan import Condition, Plan
-from orchestration.status import InstanceStatus
-from tests.builders import START, make_plan, make_task
+from orchestration.retry import RetryPolicy, RetryStrategy
+from orchestration.status import Effects, InstanceStatus
+from tests.builders import START, at, make_plan, make_task
 
 
 class FakeClock:
@@ -52,13 +54,14 @@ class FakeLog:
 class Stage:
     """A driver with everything around it faked at its seams."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, admit: bool = True) -> None:
         self.clock = FakeClock()
         self.log = FakeLog()
         self.performed: list[cmd.Command] = []
+        self.settled: list[KeptResult] = []
         self.lost: list[str] = []
         self.changes = 0
-        self.step = machine.start(plan, "ins_1", {}, at=self.clock.now(), admit=True)
+        self.step = machine.start(plan, "ins_1", {}, at=self.clock.now(), admit=admit)
         self.driver = Driver(
             plan,
             instance=self.step.instance,
@@ -77,6 +80,9 @@ class Stage:
 
     def perform(self, driver: Driver, command: cmd.Command) -> None:
         self.performed.append(command)
+
+    def settle(self, kept: KeptResult) -> None:
+        self.settled.append(kept)
 
     def changed(self, driver: Driver) -> None:
         self.changes += 1
@@ -181,3 +187,114 @@ async def test_a_rebuilt_instance_does_again_what_was_under_way() -> None:
     await stage.driver.idle()
     assert stage.performed == [cmd.Dispatch("a", 1, "ins_1/a/1")]
     stage.driver.let_go()
+
+
+async def test_a_kept_result_is_settled_once_it_is_stored() -> None:
+    stage = Stage(make_plan(make_task("a"), make_task("b", "a")))
+    kept = KeptResult("executor", "ins_1/a/1")
+    await stage.driver.begin(stage.step)
+    stage.log.open.clear()
+    stage.driver.post(stage.success("a"), kept=kept)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert stage.settled == []
+    stage.log.open.set()
+    await stage.driver.idle()
+    assert stage.settled == [kept]
+
+
+async def test_a_kept_result_that_nobody_wants_is_settled_too() -> None:
+    stage = Stage(make_plan(make_task("a")))
+    await stage.driver.begin(stage.step)
+    first, again, late = (KeptResult("executor", f"token {number}") for number in range(3))
+    stage.driver.post(stage.success("a"), kept=first)
+    stage.driver.post(stage.success("a"), kept=again)
+    await stage.driver.idle()
+    stage.driver.let_go()
+    stage.driver.post(stage.success("a"), kept=late)
+    assert stage.settled == [first, again, late]
+
+
+async def test_a_kept_result_of_an_instance_that_another_engine_owns_is_not_settled() -> None:
+    stage = Stage(make_plan(make_task("a"), make_task("b", "a")))
+    await stage.driver.begin(stage.step)
+    stage.log.answer = "stale_owner"
+    stage.driver.post(stage.success("a"), kept=KeptResult("executor", "token"))
+    await stage.driver.idle()
+    stage.driver.post(stage.success("a"), kept=KeptResult("executor", "token"))
+    assert stage.settled == []
+
+
+async def test_the_row_says_when_the_instance_is_looked_at_next() -> None:
+    quick = make_task("a", timeout_seconds=5, schedule_to_start_seconds=5)
+    stage = Stage(make_plan(quick, make_task("b", "a"), global_timeout_seconds=100))
+    await stage.driver.begin(stage.step)
+    assert stage.log.batches[-1].row.wake_at == at(10)
+    stage.clock.seconds = 3
+    stage.driver.post(stage.success("a"))
+    await stage.driver.idle()
+    assert stage.log.batches[-1].row.wake_at == at(100), (
+        "what is due for a task that has ended does not count"
+    )
+    stage.driver.let_go()
+
+
+async def test_a_paused_instance_wakes_for_no_retry_until_it_is_resumed() -> None:
+    retry = RetryPolicy(strategy=RetryStrategy.FIXED_DELAY, initial_delay_seconds=10)
+    stage = Stage(make_plan(make_task("a", retry=retry), global_timeout_seconds=100))
+    await stage.driver.begin(stage.step)
+    stage.driver.post(
+        st.AttemptErrored(
+            at=stage.clock.now(),
+            task_id="a",
+            token="ins_1/a/1",
+            error=ErrorInfo(code="TIMEOUT", message="late"),
+            jitter=0.5,
+        )
+    )
+    await stage.driver.idle()
+    assert stage.log.batches[-1].row.wake_at == at(10)
+    stage.driver.post(st.PauseOrder(at=stage.clock.now()))
+    await stage.driver.idle()
+    assert stage.log.batches[-1].row.wake_at == at(100)
+    stage.driver.post(st.ResumeOrder(at=stage.clock.now()))
+    await stage.driver.idle()
+    assert stage.log.batches[-1].row.wake_at == at(10)
+    stage.driver.let_go()
+
+
+async def test_an_instance_for_which_nothing_is_due_is_looked_at_all_the_same() -> None:
+    stage = Stage(make_plan(make_task("a")), admit=False)
+    await stage.driver.begin(stage.step)
+    row = stage.log.batches[-1].row
+    assert row.wake_at == at(LOOK_AGAIN_SECONDS)
+    assert row.wake_reason
+    stage.clock.seconds = LOOK_AGAIN_SECONDS + 1
+    stage.driver.post(st.Tick(at=stage.clock.now()))
+    await stage.driver.idle()
+    assert stage.log.batches[-1].events == []
+    assert stage.log.batches[-1].row.wake_at == at(2 * LOOK_AGAIN_SECONDS + 1)
+    stage.driver.let_go()
+
+
+async def test_a_tick_before_its_time_stores_nothing() -> None:
+    stage = Stage(make_plan(make_task("a")))
+    await stage.driver.begin(stage.step)
+    stage.driver.post(st.Tick(at=stage.clock.now()))
+    await stage.driver.idle()
+    assert len(stage.log.batches) == 1
+    stage.driver.let_go()
+
+
+async def test_a_nudge_has_forgotten_commands_performed_and_the_row_renewed() -> None:
+    stage = Stage(make_plan(make_task("a"), make_task("b", effects=Effects.ONCE)))
+    await stage.driver.begin(stage.step)
+    stage.performed.clear()
+    stage.driver.nudge()
+    await stage.driver.idle()
+    assert stage.performed == [cmd.Dispatch("a", 1, "ins_1/a/1"), cmd.AwaitResult("b", "ins_1/b/1")]
+    assert len(stage.log.batches) == 2
+    assert stage.log.batches[-1].events == []
+    stage.driver.let_go()
+    stage.driver.nudge()
+    assert len(stage.performed) == 2

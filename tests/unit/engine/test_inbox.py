@@ -27,6 +27,27 @@ def read(kind: str, data: dict[str, Any]) -> st.AnyStimulus:
         ("stop", {"reason": "r"}, st.StopOrder(at=at(1), reason="r")),
         ("task_retry", {"task_id": "a"}, st.RetryOrder(at=at(1), task_id="a")),
         ("task_skip", {"task_id": "a", "reason": "r"}, st.SkipOrder(at=at(1), task_id="a", reason="r")),
+        (
+            "task_complete",
+            {"task_id": "a", "outputs": {"price": 3}, "reason": "r"},
+            st.CompleteOrder(at=at(1), task_id="a", outputs={"price": 3}, reason="r"),
+        ),
+        ("task_complete", {"task_id": "a", "outputs": 3}, st.CompleteOrder(at=at(1), task_id="a")),
+        (
+            "task_result",
+            {
+                "task_id": "a",
+                "token": "t",
+                "error": {"code": "C", "message": "m", "details": {"spooled": True, "x": 1}},
+            },
+            st.AttemptErrored(
+                at=at(1),
+                task_id="a",
+                token="t",
+                error=ErrorInfo(code="C", message="m", details={"x": 1}),
+                jitter=0.5,
+            ),
+        ),
         ("state_update", {"updates": {"x": 1}}, st.UpdateOrder(at=at(1), updates={"x": 1})),
         (
             "state_update",
