@@ -1,11 +1,13 @@
 """How a process ends: codes and signals."""
 
 import asyncio
+import gc
 import os
 import signal
 
 import pytest
 
+from runtime import process
 from runtime.errors import RuntimeFault
 from runtime.process import run, run_to_end
 
@@ -79,3 +81,14 @@ def test_crash_is_logged_and_tells_whether_to_try_again(
 
     assert run_to_end(main) == code
     assert caplog.messages == [event]
+
+
+def test_settled_process_walks_what_it_keeps_for_good_no_more() -> None:
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    try:
+        process.settle()
+        assert gc.get_freeze_count() > frozen
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
