@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Any
 
 from orchestration.contracts import ErrorInfo, InstanceRow
-from orchestration.definition.plan import Plan
+from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.instance import Instance, Run
 from orchestration.masking import mask_inputs
 from orchestration.status import InstanceStatus, TaskStatus
+from orchestration.times import due_of_task
 
 MAX_CURRENT_TASKS = 5
 """Most ids that a row's `current_tasks` names."""
@@ -28,7 +29,7 @@ def row_of(plan: Plan, instance: Instance, wake_at: datetime | None) -> Instance
         completed_at=instance.completed_at,
         updated_at=instance.updated_at,
         wake_at=None if instance.status.is_final else wake_at,
-        wake_reason=wake_reason(instance),
+        wake_reason=wake_reason(plan, instance),
         task_counts={str(status): count for status, count in instance.counts.items()},
         current_tasks=list(instance.active)[:MAX_CURRENT_TASKS],
         error_code=error.code if error is not None else "",
@@ -37,34 +38,47 @@ def row_of(plan: Plan, instance: Instance, wake_at: datetime | None) -> Instance
     )
 
 
-def wake_reason(instance: Instance) -> str:
+def wake_reason(plan: Plan, instance: Instance) -> str:
     """Return in a few words what an unfinished instance waits for; empty when it has ended."""
     match instance.status:
         case InstanceStatus.PENDING:
             return "waits for a free slot (workflow_engine.max_concurrent_workflows)"
         case InstanceStatus.PAUSED:
-            return f"paused: {instance.pause_reason or 'by request'}"
+            until = "" if instance.resume_at is None else f", until {_short(instance.resume_at)}"
+            return f"paused: {instance.pause_reason or 'by request'}{until}"
         case InstanceStatus.RUNNING:
-            waits = (
-                _task_reason(instance.runs[task_id]) for task_id in list(instance.active)[:MAX_CURRENT_TASKS]
-            )
-            return "; ".join(waits)
+            shown = list(instance.active)[:MAX_CURRENT_TASKS]
+            waits = [_task_reason(plan.tasks[task_id], instance.runs[task_id]) for task_id in shown]
+            left_out = len(instance.active) - len(shown)
+            if left_out:
+                waits.append(f"and {left_out} more")
+            return "; ".join(waits) or "something is decided about it"
         case _:
             return ""
 
 
-def _task_reason(run: Run) -> str:
+def _task_reason(task: TaskPlan, run: Run) -> str:
     match run.status:
         case TaskStatus.RETRYING if run.due_at is not None:
             return f"{run.task_id} is tried again at {run.due_at.isoformat(timespec='milliseconds')}"
         case TaskStatus.READY:
             return f"{run.task_id} waits for its condition"
+        case TaskStatus.OUTCOME_UNKNOWN if run.reconciling:
+            return f"{run.task_id} may have been done; {task.reconcile} finds out"
+        case TaskStatus.OUTCOME_UNKNOWN:
+            return f"{run.task_id} may have been done; a person decides (retry, skip or complete the task)"
         case _ if run.awaiting_fallback:
             return f"{run.task_id} waits for its fallback"
         case _ if run.deciding:
             return f"{run.task_id} waits for the error handler"
         case _:
-            return f"{run.task_id} runs, attempt {run.attempt}"
+            due = due_of_task(task, run, InstanceStatus.RUNNING)
+            until = "" if due is None else f", until {_short(due.at)}"
+            return f"{run.task_id} runs or waits for an agent with {task.capability}, attempt {run.attempt}{until}"
+
+
+def _short(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
 
 
 def status_document(plan: Plan, instance: Instance) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,7 +99,7 @@ def status_document(plan: Plan, instance: Instance) -> tuple[dict[str, Any], dic
         "error_message": error.message if error is not None else None,
         "error_code": error.code if error is not None else None,
         "failed_task": instance.failed_task or None,
-        "waits_for": wake_reason(instance) or None,
+        "waits_for": wake_reason(plan, instance) or None,
         "definition_hash": instance.definition_hash,
         "trigger": instance.trigger,
         "seq": instance.seq,
@@ -103,6 +117,7 @@ def _task_document(run: Run) -> dict[str, Any]:
         "outputs": dict(run.outputs),
         "skip_reason": run.skip_reason or None,
         "due_at": _iso(run.due_at),
+        "lost_attempts": run.losses,
     }
 
 

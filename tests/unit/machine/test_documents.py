@@ -5,7 +5,7 @@ from orchestration.definition.plan import Condition, OnError
 from orchestration.documents import row_of, status_document, wake_reason
 from orchestration.masking import MASK, mask_inputs
 from orchestration.retry import RetryPolicy
-from orchestration.status import InstanceStatus, RecoveryAction
+from orchestration.status import Effects, InstanceStatus, RecoveryAction
 from tests.builders import Play, at, make_plan, make_task
 
 
@@ -16,7 +16,9 @@ def test_the_row_counts_tasks_and_names_what_runs() -> None:
     assert row.task_counts == {"pending": 1, "running": 1, "completed": 1}
     assert row.current_tasks == ["b"]
     assert row.wake_at == at(60)
-    assert row.wake_reason == "b runs, attempt 1"
+    assert row.wake_reason == (
+        "b runs or waits for an agent with task-data-transform, attempt 1, until 2026-01-15T11:05:00+00:00"
+    )
 
 
 def test_a_final_row_has_no_reason_to_wake() -> None:
@@ -51,14 +53,39 @@ def test_every_wait_has_its_words() -> None:
     play.fail("broken")
     play.fail("saved")
     play.decide("saved", RecoveryAction.FALLBACK)
-    reason = wake_reason(play.instance)
+    reason = wake_reason(play.plan, play.instance)
     assert "asks waits for its condition" in reason
     assert "waits is tried again at 2026-01-15T10:00:02.000+00:00" in reason
     assert "broken waits for the error handler" in reason
     assert "saved waits for its fallback" in reason
     play.send(st.PauseOrder(at=play.later(1), reason="lunch"))
-    assert wake_reason(play.instance) == "paused: lunch"
-    assert "slot" in wake_reason(Play(make_plan(make_task("a")), admit=False).instance)
+    assert wake_reason(play.plan, play.instance) == "paused: lunch"
+    waiting = Play(make_plan(make_task("a")), admit=False)
+    assert "slot" in wake_reason(waiting.plan, waiting.instance)
+
+
+def test_an_unknown_outcome_says_who_finds_out() -> None:
+    play = Play(
+        make_plan(
+            make_task("charge", effects=Effects.ONCE, reconcile="look"), make_task("look", is_reconcile=True)
+        )
+    )
+    play.lose("charge")
+    assert "charge may have been done; look finds out" in wake_reason(play.plan, play.instance)
+    play.succeed("look")
+    assert wake_reason(play.plan, play.instance) == (
+        "charge may have been done; a person decides (retry, skip or complete the task)"
+    )
+    about, tasks = status_document(play.plan, play.instance)
+    assert about["waits_for"] == wake_reason(play.plan, play.instance)
+    assert (tasks["charge"]["status"], tasks["charge"]["lost_attempts"]) == ("outcome_unknown", 1)
+
+
+def test_a_pause_says_when_it_ends_and_many_waits_are_counted() -> None:
+    play = Play(make_plan(*(make_task(f"t{number}") for number in range(9))))
+    assert wake_reason(play.plan, play.instance).endswith("; and 4 more")
+    play.send(st.PauseOrder(at=at(0), duration_seconds=60))
+    assert wake_reason(play.plan, play.instance) == "paused: by request, until 2026-01-15T10:01:00+00:00"
 
 
 def test_the_status_document_has_the_fields_of_the_api() -> None:
