@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 PARALLEL ?= -n auto --dist loadfile
+SEEDS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench format clean distclean
+.PHONY: help run test check chaos soak sim bench format clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,15 @@ check: $(VENV)/.dev ## Lint, format check, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(VENV)/.dev ## Kill real processes at every named place, freeze them, cut wires (below 10 minutes)
+	$(BIN)/python -m pytest -m chaos -n 2 --dist loadfile --show-capture=no tests/chaos $(ARGS)
+
+soak: $(VENV)/.dev ## 10,000 instances while a process is killed every 1 to 3 seconds (about 20 minutes)
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+sim: $(VENV)/.dev ## Run the mesh on virtual time with seeded faults: make sim SEEDS=2000
+	$(BIN)/python -m cli sim --seeds $(SEEDS) $(ARGS)
 
 bench: $(VENV)/.dev ## Measure the router, the log, expressions and whole workflows
 	@for file in bench/[!_]*.py; do \

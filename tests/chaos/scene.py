@@ -27,7 +27,7 @@ from tests.chaos.workload import End, Start, expected_ends, one_of_each
 
 QUIET_SECONDS = 60.0
 """How long everything may take to end after the last fault."""
-HIT_SECONDS = 20.0
+HIT_SECONDS = 60.0
 """How long a process that is to die at a place may take to come there."""
 LEFTOVER_SECONDS = 30.0
 BEFORE = ("beating", "overdue", "process", "once", "chain", "paused", "files")
