@@ -9,9 +9,9 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -96,6 +96,12 @@ class Bench:
         own = [sys.executable, "-m", "agents.state_manager", "--port", str(self.health_port)]
         return self.mesh.launch(name, [*wrapper, *own, "--data-dir", str(self.data)])
 
+    async def ready(self) -> None:
+        """Return when a workflow can run, and both workflows are known."""
+        wanted = (contracts.STATE_APPEND, contracts.WORKFLOW_START, contracts.TASK_DATA_TRANSFORM)
+        await self.mesh.joined(*(contract.id for contract in wanted))
+        await self.define(FLOW, SLOW)
+
     async def define(self, *definitions: dict[str, Any]) -> None:
         for definition in definitions:
             await self.mesh.client.request(
@@ -144,9 +150,17 @@ class Bench:
                 except InsufficientResources:
                     await asyncio.sleep(0.2)
 
-    def check(self, data: Path | None = None) -> None:
-        """Every acknowledged start is there and every row is what its events make."""
-        path = (data or self.data) / STORE
+    async def check(self, seen: Path | None = None) -> None:
+        """Stop the store: every acknowledged start is there, and every row is what its events make.
+
+        Args:
+            seen: Where this process sees the store's folder.
+        """
+        process = self.mesh.running.pop("state_manager")
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, WAIT_SECONDS) == 0
+        path = self.mesh.folder / "left.db"
+        shutil.copy((seen or self.data) / STORE, path)
         verified = Verifier(path, lambda record: load_plan(record.content)).run()
         assert [(each.instance_id, each.field, each.problem) for each in verified.findings] == []
         assert missing(path, self.acknowledged) == []
@@ -154,8 +168,6 @@ class Bench:
 
 def missing(store: Path, ids: Iterable[str]) -> list[str]:
     """Return the acknowledged instances that a store does not have."""
-    import sqlite3
-
     with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
         there = {row[0] for row in connection.execute("SELECT instance_id FROM instances")}
     connection.close()
@@ -165,12 +177,13 @@ def missing(store: Path, ids: Iterable[str]) -> list[str]:
 @asynccontextmanager
 async def bench_on(folder: Path, data: Path) -> AsyncIterator[Bench]:
     """Run router, engine and executor; the state manager is the test's business."""
-    agents = ("workflow_engine", "task_executor", "condition_evaluator", "error_handler")
-    async with running_processes(folder, agents=agents) as mesh:
+    async with running_processes(folder, agents=()) as mesh:
         (folder / "agent_config.yaml").write_text(
             "database: {reserve_megabytes: 1, backup_interval_hours: 0}\n"
             "task_executor: {subprocess: {allowed_commands: [sleep]}}\n"
         )
+        for agent in ("workflow_engine", "task_executor", "condition_evaluator", "error_handler"):
+            mesh.start(agent)
         yield Bench(mesh, data)
 
 
@@ -224,8 +237,7 @@ async def test_full_disk_stops_new_work_only_and_is_over_without_a_restart(tmp_p
     try:
         async with bench_on(tmp_path, disk.place) as bench:
             store = bench.start_store(*disk.wrapper)
-            await bench.mesh.joined()
-            await bench.define(FLOW, SLOW)
+            await bench.ready()
             for _ in range(20):
                 await bench.start("flow", text="x" * 1000)
             running = await bench.start("slow")
@@ -244,6 +256,167 @@ async def test_full_disk_stops_new_work_only_and_is_over_without_a_restart(tmp_p
             health = bench.health()
             assert (health["status"], health["store"]["full"]) == ("healthy", False)
             assert (disk.seen_from_outside / "reserve").stat().st_size == 1024 * 1024
-            bench.check(disk.seen_from_outside)
+            await bench.check(disk.seen_from_outside)
     finally:
         disk.close()
+
+
+async def test_limit_on_files_stops_new_work_only_and_is_over_without_a_restart(tmp_path: Path) -> None:
+    """A limit on the size of files fails writes in another way than a full disk does."""
+    data = tmp_path / "store"
+    async with bench_on(tmp_path, data) as bench:
+        store = bench.start_store()
+        await bench.ready()
+        for _ in range(20):
+            await bench.start("flow", text="x" * 1000)
+        running = await bench.start("slow")
+        largest = max((data / STORE).stat().st_size, (data / f"{STORE}-wal").stat().st_size)
+        before = resource.prlimit(store.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(store.pid, resource.RLIMIT_FSIZE, (largest, before[1]))
+        for _ in range(50):
+            try:
+                await bench.start("flow", text="x" * 100_000)
+            except InsufficientResources:
+                break
+        await bench.refused()
+        assert bench.health()["store"]["full"]
+        resource.prlimit(store.pid, resource.RLIMIT_FSIZE, before)
+        await bench.accepted_again()
+        await bench.all_end()
+        assert (await bench.mesh.until(running)).instance["status"] == "completed"
+        assert store.poll() is None, "it was the same process all the time"
+        assert "SQLITE_FULL" not in bench.mesh.log_of("workflow_engine")
+        await bench.check()
+
+
+async def test_start_on_a_full_disk_uses_the_reserve(tmp_path: Path) -> None:
+    needed("mount namespace", "unshare", "-r", "-m", "sh", "-c", "mount -t tmpfs none /mnt")
+    disk = SmallDisk(tmp_path / "disk", DISK_MEGABYTES)
+    try:
+        async with bench_on(tmp_path, disk.place) as bench:
+            bench.start_store(*disk.wrapper)
+            await bench.ready()
+            for _ in range(10):
+                await bench.start("flow")
+            disk.fill()
+            bench.mesh.kill("state_manager")
+            bench.start_store(*disk.wrapper)
+            await bench.refused()
+            await bench.all_end()
+            disk.free()
+            await bench.accepted_again()
+            await bench.check(disk.seen_from_outside)
+    finally:
+        disk.close()
+
+
+# --- refusing to sync ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", [12, 25, 40])
+async def test_failed_sync_ends_the_process_and_nothing_unsynced_was_acknowledged(
+    tmp_path: Path, failing: int
+) -> None:
+    needed("strace", "strace", "-f", "-qq", "-e", "trace=none", "true")
+    data = tmp_path / "store"
+    inject = f"inject=fdatasync:error=EIO:when={failing}"
+    async with bench_on(tmp_path, data) as bench:
+        store = bench.start_store(
+            "strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", inject
+        )
+        await bench.ready()
+
+        async def keep_starting() -> None:
+            while store.poll() is None:
+                try:
+                    await bench.start("flow")
+                except AmpError:
+                    await asyncio.sleep(LOOK_SECONDS)
+
+        work = [asyncio.ensure_future(keep_starting()) for _ in range(5)]
+        assert await asyncio.to_thread(store.wait, WAIT_SECONDS) == EXIT_LOST
+        log = bench.mesh.log_of("state_manager")
+        assert "SQLITE_IOERR_FSYNC" in log
+        assert (data / f"{STORE}-wal").stat().st_size > 0, (
+            "the log is left as it is, not moved after a failed sync"
+        )
+        bench.start_store()
+        await asyncio.wait_for(asyncio.gather(*work), END_SECONDS)
+        assert bench.acknowledged
+        await bench.start("flow")
+        await bench.all_end()
+        await bench.check()
+
+
+# --- giving back other bytes --------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 0x20]))
+
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    return await asyncio.to_thread(process.wait, WAIT_SECONDS)
+
+
+async def test_changed_event_is_noticed_refused_from_then_on_and_cured_by_a_copy(tmp_path: Path) -> None:
+    data = tmp_path / "store"
+    async with bench_on(tmp_path, data) as bench:
+        bench.start_store()
+        await bench.ready()
+        for _ in range(5):
+            await bench.start("flow", text="marked-for-damage")
+        await bench.all_end()
+        backup = await bench.mesh.client.request(
+            contracts.STATE_BACKUP.id,
+            {},
+            reply_type=contracts.StateBackupReply,
+            patience_seconds=WAIT_SECONDS,
+        )
+        process = bench.mesh.running.pop("state_manager")
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process) == 0
+        flip(data / STORE, (data / STORE).read_bytes().index(b"marked-for-damage") + 3)
+
+        damaged = bench.start_store()
+        await bench.mesh.joined(contracts.LOG_READ.id)
+        with pytest.raises(AmpError):
+            await bench.mesh.client.request(contracts.LOG_READ.id, {}, timeout_seconds=WAIT_SECONDS)
+        assert await ended(damaged) == EXIT_DAMAGED
+        assert await ended(bench.start_store()) == EXIT_DAMAGED, "it is refused at once from now on"
+
+        def restore() -> int:
+            work = Work(config=tmp_path / "agent_config.yaml", data_dir=data, as_json=True)
+            return work.restore(Path(backup.backup))
+
+        assert await asyncio.to_thread(restore) == 0
+        bench.start_store()
+        await bench.mesh.joined(contracts.STATE_APPEND.id)
+        await bench.start("flow")
+        await bench.all_end()
+        await bench.check()
+
+
+async def test_log_broken_in_its_middle_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    data = tmp_path / "store"
+    async with bench_on(tmp_path, data) as bench:
+        bench.start_store()
+        await bench.ready()
+        for _ in range(10):
+            await bench.start("flow", text="x" * 5000)
+        bench.mesh.kill("state_manager")
+        log = data / f"{STORE}-wal"
+        flip(log, log.stat().st_size // 2)
+        spoiled = log.read_bytes()
+        for _ in range(2):
+            assert await ended(bench.start_store()) == EXIT_DAMAGED
+        assert log.read_bytes() == spoiled
+        flip(log, len(spoiled) // 2)
+        bench.start_store()
+        await bench.mesh.joined(contracts.STATE_APPEND.id)
+        await bench.all_end()
+        await bench.check()
