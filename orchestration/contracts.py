@@ -527,6 +527,7 @@ class TaskRetryRequest(Request, frozen=True, kw_only=True):
     workflow_instance_id: str
     task_id: str
     retry_config: Object = {}
+    reason: str = ""
 
 
 class TaskSkipRequest(Request, frozen=True, kw_only=True):
@@ -1503,6 +1504,8 @@ EVENT_INBOX_FILLED = "inbox.filled"
 """Hint {instance_id, owner}: something lies in the inbox of an instance."""
 EVENT_INSTANCE_OVERDUE = "instance.overdue"
 """Hint {instance_id, owner}: the time at which this instance was to be looked at is over."""
+EVENT_ORPHANS_CHANGED = "orphans.changed"
+"""Hint {count}: a sweep found other orphans than the one before it."""
 EVENT_INSTANCES_CLAIMABLE = "instances.claimable"
 """Hint {}: unfinished instances have no live owner."""
 EVENT_AGENT_JOINED = "agent.joined"

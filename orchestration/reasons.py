@@ -214,26 +214,33 @@ def not_called(task_id: str, users: Sequence[str], *, reconciles: bool, until: d
 
 
 def dependency(
-    task_id: str, name: str, chain: Sequence[str], cause: Reason, status: TaskStatus, open_count: int
+    task_id: str,
+    waits_for: Sequence[str],
+    chain: Sequence[str],
+    cause: Reason,
+    status: TaskStatus,
+    open_count: int,
 ) -> Reason:
-    """A task before it is not final; `cause` is what the last task of the chain waits for."""
-    code = "dependency_waiting"
+    """Tasks before it are not final; `cause` is what the last task of the first one's chain waits for."""
+    code, root = "dependency_waiting", chain[-1]
     if status is TaskStatus.RETRYING:
         code = "dependency_retrying"
     elif len(chain) == 1 and cause.code in ("running", "heartbeat_missing_soon"):
         code = "dependency_running"
     through = f", which waits for {names(chain[1:])}" if len(chain) > 1 else ""
+    if len(waits_for) > 1:
+        through = f", all held up by {root}"
     return Reason(
         code=code,
-        sentence=f"{task_id} waits for {name}{through}. {cause.sentence}",
+        sentence=f"{task_id} waits for {names(waits_for)}{through}. {cause.sentence}",
         task_id=task_id,
         facts={
-            "dependency": name,
+            "dependencies": list(waits_for[:MAX_NAMES]),
             "root_cause": cause.code,
             "chain": list(chain[:MAX_NAMES]),
             "open_dependencies": open_count,
         },
-        held_by=chain[-1],
+        held_by=root,
         unblocked_by=cause.unblocked_by,
         until=cause.until,
     )

@@ -16,7 +16,7 @@ from orchestration.status import InstanceStatus, TaskStatus
 from orchestration.surroundings import Offerer, Place, Surroundings
 
 MAX_NAMED_DEPENDENCIES = 10
-"""Most unfinished dependencies of one task that get a reason each; each of them says how many there are."""
+"""Most causes of one task's wait for others that get a reason each; each says how many dependencies are open."""
 MAX_CHAIN = 10
 """Most tasks that are kept of a chain of waiting tasks, its end among them."""
 SILENT_PART = 0.5
@@ -132,8 +132,7 @@ class _Teller:
             yield self._not_called(task)
             return
         waits_for = self._open_dependencies(task)
-        for name in waits_for[:MAX_NAMED_DEPENDENCIES]:
-            yield self._dependency(task.id, name, len(waits_for))
+        yield from self._dependencies(task, waits_for)
         if not waits_for:
             yield self._turn_has_come(task.id)
 
@@ -182,10 +181,15 @@ class _Teller:
     def _open_dependencies(self, task: TaskPlan) -> list[str]:
         return [name for name in task.depends_on if not self._instance.runs[name].status.is_final]
 
-    def _dependency(self, task_id: str, name: str, open_count: int) -> Reason:
-        chain = self._chain(name)
-        cause = self._cause(chain[-1]) or self._turn_has_come(chain[-1])
-        return reasons.dependency(task_id, name, chain, cause, self._instance.runs[name].status, open_count)
+    def _dependencies(self, task: TaskPlan, waits_for: Sequence[str]) -> Iterator[Reason]:
+        """Yield one reason for each cause that the open dependencies wait for in the end."""
+        by_root: dict[str, list[str]] = {}
+        for name in waits_for:
+            by_root.setdefault(self._chain(name)[-1], []).append(name)
+        for root, waiting in list(by_root.items())[:MAX_NAMED_DEPENDENCIES]:
+            cause = self._cause(root) or self._turn_has_come(root)
+            status = self._instance.runs[waiting[0]].status
+            yield reasons.dependency(task.id, waiting, self._chain(waiting[0]), cause, status, len(waits_for))
 
     def _cause(self, task_id: str) -> Reason | None:
         """Return the first reason of a task; None when it is final, or when the question leads back to itself."""

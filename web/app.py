@@ -12,6 +12,7 @@ if __package__ in (None, ""):
 
 import structlog
 
+from amp import crash
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AgentIdInUse, AmpError
 from amp.hosting import HostingTransport
@@ -84,6 +85,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> int:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if joining.done():
             joining.result()
+        process.settle()
         await stopping.wait()
     except (OSError, AmpError) as error:
         cure = "give this one another --agent-id" if isinstance(error, AgentIdInUse) else "see the reason"
@@ -119,6 +121,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         require_loopback(settings.web.host)
     except (SettingsError, InsecureBindError) as error:
         parser.exit(EXIT_USAGE, f"{error}\n")
+    crash.arm_from_environment()
     runtime_logging.configure(settings.logging, role="web")
     process.run(lambda stopping: serve(settings, stopping))
 

@@ -24,7 +24,8 @@ const BUNDLES = {
 
 const ICONS = [
   "activity", "alert-triangle", "arrow-right", "ban", "boxes", "check", "chevron-down", "chevron-left", "chevron-right",
-  "circle", "circle-alert", "circle-check", "circle-dashed", "circle-dot", "circle-pause", "circle-x", "clock", "code",
+  "circle", "circle-alert", "circle-check", "circle-dashed", "circle-dot", "circle-pause", "circle-question-mark",
+  "circle-x", "clock", "code",
   "copy", "corner-down-right", "external-link", "file-code", "git-branch", "globe", "hourglass", "inbox", "info",
   "layers", "layout-dashboard", "list", "loader-circle", "maximize", "minus", "monitor", "moon", "network", "octagon-x",
   "pause", "play", "plus", "refresh-cw", "rotate-cw", "search", "shuffle", "skip-forward", "square", "sun", "tag",

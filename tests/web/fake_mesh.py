@@ -13,9 +13,16 @@ import msgspec
 
 from amp.errors import AmpError, CapabilityNotFound, NetworkError
 from amp.subscriptions import Event
-from orchestration import contracts, events
+from orchestration import contracts, events, machine, orders
+from orchestration import stimuli as st
+from orchestration.definition.plan import Plan
+from orchestration.errors import IllegalMove
+from orchestration.instance import Instance
 from orchestration.starts import instance_id_of, request_hash
-from orchestration.status import InstanceStatus
+from orchestration.status import Effects, InstanceStatus
+from orchestration.surroundings import Surroundings
+from orchestration.why import summary, why, why_task
+from tests.builders import make_plan, make_task
 
 START = datetime(2026, 11, 20, 9, 0, 0, tzinfo=UTC)
 INSTANCE_STATES = {
@@ -31,11 +38,13 @@ TASK_STATES = {
     "task.started": "running",
     "task.completed": "completed",
     "task.retrying": "retrying",
+    "task.outcome_unknown": "outcome_unknown",
     "task.failed": "failed",
     "task.skipped": "skipped",
     "task.cancelled": "cancelled",
     "task.reset": "pending",
 }
+UNDER_WAY = ("running", "retrying", "ready", "outcome_unknown")
 AGENTS = {
     "workflow-engine": [
         "workflow-create",
@@ -43,6 +52,7 @@ AGENTS = {
         "workflow-start",
         "workflow-status",
         "workflow-pause",
+        "workflow-why",
     ],
     "task-executor-1": ["task-execute", "task-api-call", "task-data-transform", "task-validation"],
     "state-manager": ["state-get", "state-set", "log-read", "instance-get", "instance-list"],
@@ -73,6 +83,8 @@ class FakeMesh:
         self.requests: list[tuple[str, Any]] = []
         self.on_start: Callable[[str], None] | None = None
         self.on_control: Callable[[str, str], None] | None = None
+        self.orphans: list[contracts.Orphan] = []
+        self.surroundings: dict[str, Surroundings] = {}
         self._handlers: list[tuple[str, Callable[[Any], Any]]] = []
 
     # --- what tests do ---------------------------------------------------------------------------------
@@ -142,7 +154,7 @@ class FakeMesh:
         counts: dict[str, int] = {}
         for state in states.values():
             counts[state] = counts.get(state, 0) + 1
-        current = [task_id for task_id, state in states.items() if state in ("running", "retrying", "ready")]
+        current = [task_id for task_id, state in states.items() if state in UNDER_WAY]
         self.rows[instance_id] = msgspec.structs.replace(row, task_counts=counts, current_tasks=current)
         if hint:
             self.publish("log.advanced", {"offset": self.newest})
@@ -308,6 +320,83 @@ class FakeMesh:
         if self.on_control is not None:
             self.on_control(request.instance_id, order)
         return contracts.WorkflowControlled(instance_id=row.instance_id, status=row.status)
+
+    def _replayed(self, instance_id: str) -> tuple[Plan, Instance]:
+        """Return an instance as the real machine makes it of its events."""
+        if instance_id not in self.rows:
+            raise AmpError("INSTANCE_NOT_FOUND", f"there is no instance {instance_id!r}", {})
+        definition = self.definitions[self.rows[instance_id].workflow_id].content
+        made = [
+            make_task(
+                task["id"],
+                *task.get("depends_on", ()),
+                outputs=task.get("outputs", ()),
+                effects=Effects(task.get("effects", "none")),
+            )
+            for task in definition["tasks"]
+        ]
+        plan = make_plan(*made)
+        facts = [events.decode(record.data) for record in self.log if record.instance_id == instance_id]
+        return plan, machine.replay(plan, instance_id, facts)
+
+    def _workflow_why(self, request: contracts.WorkflowWhyRequest) -> contracts.WorkflowWhy:
+        plan, instance = self._replayed(request.instance_id)
+        around = self.surroundings.get(request.instance_id, Surroundings(owner="workflow-engine"))
+        now, refusals = self.now(), {}
+        if request.task_id:
+            if request.task_id not in plan.tasks:
+                raise AmpError("TASK_NOT_FOUND", f"there is no task {request.task_id!r}", {})
+            found = why_task(plan, instance, now, around, request.task_id)
+            refusals = dict(orders.refusals(plan, instance, request.task_id, now))
+            status = instance.runs[request.task_id].status.value
+        else:
+            found, status = why(plan, instance, now, around), instance.status.value
+        return contracts.WorkflowWhy(
+            instance_id=request.instance_id,
+            task_id=request.task_id,
+            status=status,
+            summary=summary(found),
+            reasons=list(found),
+            refusals=refusals,
+            as_of=now,
+        )
+
+    def _order(self, request: Any, stimulus: Any) -> contracts.TaskControlled:
+        plan, instance = self._replayed(request.workflow_instance_id)
+        if request.task_id not in plan.tasks:
+            raise AmpError("TASK_NOT_FOUND", f"there is no task {request.task_id!r}", {})
+        try:
+            step = machine.advance(plan, instance, stimulus)
+        except IllegalMove as error:
+            refusals = orders.refusals(plan, instance, request.task_id, self.now())
+            details = {
+                "current_state": instance.runs[request.task_id].status.value,
+                "allowed": [order for order, reason in refusals.items() if not reason],
+            }
+            raise AmpError("ILLEGAL_STATE", str(error), details) from None
+        self.emit(instance.id, *step.events)
+        return contracts.TaskControlled(
+            accepted=True, workflow_instance_id=instance.id, task_id=request.task_id
+        )
+
+    def _task_retry(self, request: contracts.TaskRetryRequest) -> contracts.TaskControlled:
+        return self._order(
+            request, st.RetryOrder(at=self.now(), task_id=request.task_id, reason=request.reason)
+        )
+
+    def _task_skip(self, request: contracts.TaskSkipRequest) -> contracts.TaskControlled:
+        return self._order(
+            request, st.SkipOrder(at=self.now(), task_id=request.task_id, reason=request.reason)
+        )
+
+    def _task_complete(self, request: contracts.TaskCompleteRequest) -> contracts.TaskControlled:
+        given = {"outputs": request.outputs, "reason": request.reason}
+        return self._order(request, st.CompleteOrder(at=self.now(), task_id=request.task_id, **given))
+
+    def _instance_orphans(self, request: contracts.OrphansRequest) -> contracts.OrphansReply:
+        return contracts.OrphansReply(
+            count=len(self.orphans), orphans=self.orphans[: request.limit], checked_at=self.now()
+        )
 
     def _workflow_pause(self, request: contracts.WorkflowControlRequest) -> contracts.WorkflowControlled:
         return self._control(request, "pause")

@@ -78,6 +78,7 @@ ORDER: dict[str, Any] = {
          "depends_on": ["check_fraud"], "condition": {"expression": "risk.score > 80", "required_outputs": ["risk"]},
          "parameters": {"url": "https://review.example.com/"}},
         {"id": "charge_card", "name": "Charge the card", "type": "api_call", "capability": "task-api-call",
+         "effects": "once",
          "depends_on": ["check_fraud", "manual_review"], "outputs": ["payment"], "timeout_seconds": 30,
          "retry_config": {"strategy": "exponential_backoff", "max_attempts": 3},
          "parameters": {"method": "POST", "url": "https://pay.example.com/charge",
@@ -244,6 +245,14 @@ def build(now: datetime) -> FakeMesh:
             at=stage.wait(0.1), task_id="charge_card", attempt=2, due_at=now + timedelta(minutes=3)
         )
     )
+
+    stage = order_until_charge(mesh, "ins_01KORDERUNKNOWN", now - timedelta(minutes=2))
+    stage.begin("charge_card")
+    lost = "the agent disappeared and sent no result"
+    stage.tell(
+        e.AttemptLost(at=stage.wait(14), task_id="charge_card", attempt=1, agent_id="task-executor-1", reason=lost),
+        e.TaskOutcomeUnknown(at=stage.at, task_id="charge_card", attempt=1, token="t-charge_card-1", reason=lost),
+    )  # fmt: skip
 
     stage = order_until_charge(mesh, "ins_01KORDERPAUSED", now - timedelta(minutes=7))
     stage.tell(e.InstancePaused(at=stage.wait(0.1), reason="waiting for the payment provider"))

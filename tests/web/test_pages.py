@@ -12,7 +12,9 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, Route, async_playwright, expect
 
+from orchestration import contracts
 from orchestration import events as e
+from orchestration.status import InstanceStatus
 from runtime.clock import SystemClock
 from runtime.settings import WebSettings
 from tests.web import scenes
@@ -42,7 +44,8 @@ ALL_PAGES = (
     "/instances/ins_01KORDERFAILED?task=charge_card", "/instances/ins_01KORDERDONE?task=reserve_south",
     "/instances/ins_01KORDERRETRY", "/instances/ins_01KORDERPAUSED", "/instances/ins_01KREPORTSTOPPED",
     "/instances/ins_01KREPORTPENDING", "/instances/ins_01KORDERFAILED?tab=events",
-    "/instances/ins_01KORDERDONE?tab=io", "/instances/nothing", "/nowhere",
+    "/instances/ins_01KORDERDONE?tab=io", "/instances/nothing", "/nowhere", "/instances/ins_01KORDERUNKNOWN",
+    "/instances/ins_01KORDERUNKNOWN?task=charge_card", "/instances/ins_01KORDERUNKNOWN?task=summarise",
 )  # fmt: skip
 
 
@@ -176,6 +179,64 @@ async def test_failed_instance_says_what_failed_and_why(visitors: Any) -> None:
     await expect(page.get_by_text("tok_very_secret")).to_have_count(0)
 
 
+async def test_a_person_settles_what_nobody_knows(visitors: Any, mesh: FakeMesh) -> None:
+    visitor = await visitors()
+    page = visitor.page
+    await visitor.open("/instances/ins_01KORDERUNKNOWN?task=charge_card")
+    await expect(page.locator(".instance-head .reason")).to_contain_text(
+        "Nobody knows whether attempt 1 of charge_card"
+    )
+    panel = page.locator("[data-task-panel=charge_card]")
+    await expect(panel.locator(".state")).to_have_text("Outcome unknown")
+    await expect(panel.locator("[data-reason=outcome_unknown_needs_person]")).to_be_visible()
+    await panel.get_by_role("button", name="Complete").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("5 tasks wait for it")
+    await dialog.get_by_label("Outputs").fill("[1]")
+    await dialog.get_by_role("button", name="Complete task").click()
+    await expect(dialog).to_contain_text("must be an object")
+    await dialog.get_by_label("Outputs").fill('{"payment": {"id": "pay_7"}}')
+    await dialog.get_by_role("button", name="Complete task").click()
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await expect(panel.locator(".state")).to_have_text("Completed")
+    await expect(panel).to_contain_text("pay_7")
+    await expect(panel.get_by_role("button", name="Retry")).to_have_count(0)
+    await expect(page.locator(".instance-head .reason")).not_to_contain_text("Nobody knows")
+
+
+async def test_the_reason_follows_what_happens(visitors: Any, mesh: FakeMesh) -> None:
+    visitor = await visitors()
+    page = visitor.page
+    await visitor.open("/instances/ins_01KORDERRUNNING?task=notify")
+    reason = page.locator(".instance-head .reason")
+    await expect(reason).to_contain_text("reserve_south runs since")
+    panel = page.locator("[data-task-panel=notify]")
+    await expect(panel).to_contain_text("notify waits for summarise, which waits for reserve_south")
+    await expect(panel.get_by_role("button", name="Retry")).to_be_disabled()
+    await expect(panel).to_contain_text("Retry is not possible: task notify is pending")
+    mesh.emit("ins_01KORDERRUNNING", e.InstancePaused(at=datetime.now(UTC), reason="lunch"))
+    await expect(reason).to_contain_text("is paused: lunch; it goes on when somebody resumes it")
+
+
+async def test_orphans_are_told_on_the_overview(visitors: Any, mesh: FakeMesh) -> None:
+    visitor = await visitors()
+    page = visitor.page
+    await visitor.open("/")
+    await expect(page.locator(".orphans")).to_have_count(0)
+    mesh.orphans = [
+        contracts.Orphan(
+            instance_id="ins_01KORDERRETRY", workflow_id="order-fulfilment", status=InstanceStatus.RUNNING,
+            code="no_owner", reason="no engine owns it",
+        )
+    ]  # fmt: skip
+    mesh.publish("orphans.changed", {"count": 1})
+    banner = page.locator(".orphans")
+    await expect(banner).to_contain_text("1 instance has nobody to wake it")
+    assert await violations(page) == []
+    await banner.get_by_role("link").click()
+    await expect(page).to_have_url(f"{visitor.base}/instances/ins_01KORDERRETRY")
+
+
 async def test_start_form_is_made_from_the_schema(visitors: Any, mesh: FakeMesh) -> None:
     visitor = await visitors()
     page = visitor.page
@@ -263,10 +324,10 @@ async def test_filters_live_in_the_address(visitors: Any) -> None:
     await expect(page).to_have_url(f"{visitor.base}/instances?status=failed")
     await expect(page.locator("tbody tr")).to_have_count(1)
     await page.go_back()
-    await expect(page.locator("tbody tr")).to_have_count(21)
+    await expect(page.locator("tbody tr")).to_have_count(22)
     await page.get_by_label("Find instances").fill("nothing like this")
     await page.get_by_role("button", name="Clear filters").click()
-    await expect(page.locator("tbody tr")).to_have_count(21)
+    await expect(page.locator("tbody tr")).to_have_count(22)
 
 
 async def test_unknown_address_is_a_real_404(visitors: Any, base: str) -> None:
@@ -402,6 +463,7 @@ KINDS = (
     "workflow.started", "workflow.admitted", "workflow.paused", "workflow.resumed", "workflow.completed",
     "workflow.failed", "workflow.cancelled", "workflow.output_mismatched", "condition.evaluated", "task.started",
     "task.completed", "task.attempt_failed", "task.attempt_lost", "task.retrying", "error.handled", "task.failed",
+    "task.outcome_unknown", "task.reconciling",
     "task.skipped", "task.cancelled", "task.reset", "state.updated", "task.late_result", "workflow.dreamt",
 )  # fmt: skip
 
@@ -415,6 +477,7 @@ def some_event(random: Random, seq: int) -> dict[str, Any]:
         "trigger": "cli",
         "reason": random.choice(["", "dependency_failed", "dependencies_skipped", "why"]),
         "detail": "because",
+        "reconcile": random.choice("abz"),
         "resume_at": "t9",
         "due_at": "t8",
         "outputs": {"x": random.choice([1, None, "text", [1, 2]])},

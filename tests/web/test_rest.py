@@ -29,6 +29,7 @@ async def problem_of(response: aiohttp.ClientResponse) -> dict[str, Any]:
         "/api/workflows", "/api/workflows/small", "/api/workflows/ins_1/status", "/api/instances",
         "/api/instances?status=running,failed&limit=5", "/api/instances/ins_1",
         "/api/instances/ins_1/events?after_seq=0", "/api/instances/ins_1/tasks/a", "/api/overview",
+        "/api/instances/ins_1/why", "/api/instances/ins_1/tasks/a/why", "/api/health/orphans",
         "/api/metrics", "/api/metrics?metric_type=task&time_range=7d",
         "/api/metrics/workflow/small", "/api/alerts", "/api/performance/report?report_type=summary",
         "/api/performance/report?report_type=trends&include_predictions=true", "/api/dashboard",

@@ -8,6 +8,7 @@ from random import Random
 
 from aiohttp import hdrs, web
 
+from amp import crash
 from amp.errors import AmpError
 from runtime.clock import Clock
 from runtime.ids import new_id
@@ -161,6 +162,7 @@ class WebApplication:
         if route.body is not None:
             body = await bodies.read_model(request, route.body, self._settings.max_body_bytes)
         call = Call(request=request, services=self.services, path=path, body=body, query=query)
+        crash.reach("dashboard.request.parsed")
         answer = await route.handler(call)
         return encoded(answer) if isinstance(answer, Answer) else answer
 

@@ -46,7 +46,8 @@ def new_document(instance_id: str, definition: Mapping[str, Any]) -> Document:
 
 
 _DESCRIPTION = (
-    "type", "capability", "agent_id", "parameters", "condition", "timeout_seconds", "retry_config", "on_error",
+    "type", "capability", "agent_id", "parameters", "condition", "timeout_seconds", "retry_config", "on_error", "effects",
+    "reconcile",
 )  # fmt: skip
 
 
@@ -93,6 +94,8 @@ def fold(document: Document, event: Event) -> None:
     task = tasks.get(event.get("task_id", ""))
     if task is not None and kind == "task.reset":
         _reset(tasks, task)
+    elif task is not None and kind == "task.reconciling":
+        _begin_anew(tasks.get(event.get("reconcile", "")))
     elif task is not None:
         _fold_task(task, kind, event)
 
@@ -165,6 +168,8 @@ def _fold_task(task: Document, kind: str, event: Event) -> None:
             error = {"code": "OUTCOME_UNKNOWN", "message": event.get("reason") or "the executor was lost"}
             _close_attempt(task, "lost", event, error=error, agent=event.get("agent_id") or None)
             task["last_error"] = error
+        case "task.outcome_unknown":
+            task["status"] = "outcome_unknown"
         case "task.retrying":
             task["status"] = "retrying"
             task["due_at"] = event.get("due_at")
@@ -204,6 +209,12 @@ def _reset(tasks: Mapping[str, Document], task: Document) -> None:
             if source in dependent["depends_on"] and skip is not None and skip["reason"] in _CONSEQUENCES:
                 dependent.update(_blank_run(), attempts=dependent["attempts"])
                 frontier.append(dependent["id"])
+
+
+def _begin_anew(task: Document | None) -> None:
+    """Begin a new round of a task that was called for; what it did before stays with its attempts."""
+    if task is not None:
+        task.update(_blank_run(), attempts=task["attempts"])
 
 
 def _finish(task: Document, status: str, event: Event) -> None:

@@ -94,6 +94,16 @@ class Instances:
             await self._continue(instance_id, view)
         return view
 
+    async def secrets(self, instance_id: str) -> frozenset[str]:
+        """Return the texts of an instance's inputs that must not be shown. Raises: ProblemError 404."""
+        known = self._views.get(instance_id)
+        if known is not None and known.document["seq"] > 0:
+            return known.secrets
+        view = await self._new_view(instance_id)
+        reply = await self.read_log(instance_id, after=0, limit=1)
+        inputs = decode(reply.events[0]).get("inputs", {}) if reply.events else {}
+        return values.secret_values(view.input_schema, inputs)
+
     async def _new_view(self, instance_id: str) -> View:
         row = await self.row(instance_id)
         definition = await self.definition(workflow_id=row.workflow_id, definition_hash=row.definition_hash)

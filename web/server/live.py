@@ -60,7 +60,8 @@ class Hub:
         """Begin to follow the log and who is on the mesh."""
         await self._mesh.subscribe(contracts.EVENT_LOG_ADVANCED, self._on_hint)
         await self._mesh.subscribe("agent.*", self._on_agents)
-        await self._mesh.subscribe(contracts.EVENT_ALERT_CHANGED, self._on_alert)
+        await self._mesh.subscribe(contracts.EVENT_ALERT_CHANGED, self._on_attention)
+        await self._mesh.subscribe(contracts.EVENT_ORPHANS_CHANGED, self._on_attention)
         self._mesh.on_connected.append(self._on_connected)
         self._tail.start()
 
@@ -221,7 +222,7 @@ class Hub:
         self._touch_all()
         self._tail.wake()
 
-    def _on_alert(self, event: Event) -> None:
+    def _on_attention(self, event: Event) -> None:
         if (topic := self._topics.get("overview")) is not None:
             topic.touch()
 

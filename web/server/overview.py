@@ -18,6 +18,7 @@ MAX_ACTIVE_ROWS = 50
 MAX_RECENT_ROWS = 12
 MAX_FAILED_ROWS = 20
 MAX_OPEN_ALERTS = 20
+MAX_SHOWN_ORPHANS = 5
 ATTENTION_HOURS = 24
 HEALTH_TIMEOUT_SECONDS = 3
 
@@ -45,10 +46,13 @@ class Lists:
         self._clock = clock
 
     async def overview(self) -> dict[str, Any]:
-        """Return {items, active, recent, failed, counts, total, agents, missing, alerts}; rows are in `items` by id."""
+        """Return {items, active, recent, failed, counts, total, agents, missing, alerts, orphans}.
+
+        Rows are in `items` by id; `active`, `recent` and `failed` are ids.
+        """
         since = self._clock.now() - timedelta(hours=ATTENTION_HOURS)
         list_request = contracts.InstanceListRequest
-        active, recent, failed, agents, alerts = await asyncio.gather(
+        active, recent, failed, agents, alerts, orphans = await asyncio.gather(
             self._instances.rows(list_request(statuses=list(ACTIVE), limit=MAX_ACTIVE_ROWS)),
             self._instances.rows(list_request(limit=MAX_RECENT_ROWS)),
             self._instances.rows(
@@ -56,6 +60,7 @@ class Lists:
             ),
             self.agents(),
             self._open_alerts(),
+            self._orphans(),
         )
         rows = {row.instance_id: row_document(row) for part in (active, recent, failed) for row in part.rows}
         return {
@@ -70,6 +75,7 @@ class Lists:
             "agents": agents["items"],
             "missing": agents["missing"],
             "alerts": alerts,
+            "orphans": orphans,
         }
 
     async def instance_page(self, request: contracts.InstanceListRequest) -> dict[str, Any]:
@@ -120,6 +126,19 @@ class Lists:
         except (AmpError, ProblemError):
             return []
         return reply.alerts
+
+    async def _orphans(self) -> dict[str, Any]:
+        """Return {count, items}: unfinished instances that nothing will wake; none when nobody can say."""
+        try:
+            reply = await self._backend.mesh.request(
+                contracts.INSTANCE_ORPHANS.id,
+                contracts.OrphansRequest(limit=MAX_SHOWN_ORPHANS),
+                reply_type=contracts.OrphansReply,
+                timeout_seconds=HEALTH_TIMEOUT_SECONDS,
+            )
+        except (AmpError, ProblemError):
+            return {"count": 0, "items": []}
+        return {"count": reply.count, "items": reply.orphans}
 
 
 def _capability_ids(entry: Mapping[str, Any]) -> list[str]:

@@ -101,7 +101,7 @@ _CONFLICT = {
     "ILLEGAL_STATE": "state_conflict",
     "WORKFLOW_EXISTS": "workflow_exists",
 }
-_CONFLICT_FACTS = ("current_state", "allowed", "instance_id", "workflow_id")
+_CONFLICT_FACTS = ("current_state", "allowed", "instance_id", "workflow_id", "task_id")
 _ABSENT = frozenset({"AGENT_NOT_FOUND", "CAPABILITY_NOT_FOUND"})
 _BUSY = frozenset({"RATE_LIMIT_EXCEEDED", "INSUFFICIENT_RESOURCES", "RESOURCE_NOT_AVAILABLE"})
 

@@ -1,7 +1,7 @@
 """The one table of everything that can be asked over HTTP. Nothing is reachable that is not a row here."""
 
 from orchestration import contracts
-from web.server import monitoring, pages, workflows
+from web.server import monitoring, pages, waits, workflows
 from web.server.table import Route
 
 _WORKFLOW = {"workflow_id": "workflow"}
@@ -70,6 +70,31 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/api/instances/{instance_id}/tasks/{task_id}", handler=monitoring.get_task,
         summary="What a task gave, uncut", what=_TASK,
+    ),
+    Route(
+        method="GET", path="/api/instances/{instance_id}/why", handler=waits.get_instance_why,
+        summary="Why an instance does not move", reply=contracts.WorkflowWhy, what=_INSTANCE,
+    ),
+    Route(
+        method="GET", path="/api/instances/{instance_id}/tasks/{task_id}/why", handler=waits.get_task_why,
+        summary="Why a task does not move, and what may be ordered about it", reply=contracts.WorkflowWhy, what=_TASK,
+    ),
+    Route(
+        method="POST", path="/api/instances/{instance_id}/tasks/{task_id}/retry", handler=waits.retry_task,
+        summary="Run a task again", body=waits.OrderBody, reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
+    ),
+    Route(
+        method="POST", path="/api/instances/{instance_id}/tasks/{task_id}/skip", handler=waits.skip_task,
+        summary="Skip a task", body=waits.OrderBody, reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
+    ),
+    Route(
+        method="POST", path="/api/instances/{instance_id}/tasks/{task_id}/complete", handler=waits.complete_task,
+        summary="Say that a task of unknown outcome did its work", body=waits.CompleteBody,
+        reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
+    ),
+    Route(
+        method="GET", path="/api/health/orphans", handler=waits.get_orphans,
+        summary="Unfinished instances that nothing will wake", query=waits.OrphansQuery, reply=contracts.OrphansReply,
     ),
     Route(
         method="GET", path="/api/overview", handler=monitoring.get_overview, summary="What the overview page shows"

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+from amp import crash
 from amp.errors import AmpError
 from orchestration import contracts
 from web.server import values
@@ -148,6 +149,7 @@ class InstanceSubscription:
             self._secrets = view.secrets
             if after is not None and 0 < after <= seq and seq - after <= MAX_RESUMED_EVENTS:
                 self._seq = after
+                crash.reach("dashboard.live.resync")
                 await self._read_up_to(seq)
             else:
                 snapshot = {"op": "snapshot", "id": self.subscription_id, "seq": seq, "data": view.document}

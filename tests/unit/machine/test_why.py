@@ -1,6 +1,7 @@
 """Every reason why something does not move: one row a code, and a reason for everything that is not final."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -228,6 +229,12 @@ def test_every_code_has_a_row() -> None:
     assert {row[0] for row in ROWS} == set(CODES)
 
 
+def test_every_code_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text("utf-8")
+    for code, meaning in CODES.items():
+        assert f"| `{code}` | {meaning} |" in page
+
+
 def test_a_task_that_waits_names_the_cause_at_the_end_of_the_chain() -> None:
     play = chain()
     play.fail("charge")
@@ -245,6 +252,14 @@ def test_a_long_chain_keeps_its_end() -> None:
     assert reason.held_by == "t0"
     assert len(reason.facts["chain"]) <= 10
     assert len(reason.sentence) < 400
+
+
+def test_dependencies_that_one_task_holds_up_are_told_together() -> None:
+    tasks = [make_task("a"), make_task("b", "a"), make_task("c", "a"), make_task("d", "b", "c")]
+    play = Play(make_plan(*tasks))
+    (reason,) = why_task(play.plan, play.instance, at(0), Surroundings(), "d")
+    assert reason.sentence.startswith("d waits for b, c, all held up by a. a runs")
+    assert reason.facts["dependencies"] == ["b", "c"]
 
 
 def test_a_wide_join_names_some_and_counts_all() -> None:

@@ -101,3 +101,25 @@ def test_unknown_events_and_tasks_only_count() -> None:
     document = folded(STARTED, {"type": "workflow.dreamt"}, task_event("task.started", "zz", attempt=1))
     assert document["seq"] == 3
     assert document["instance"]["status"] == "pending"
+
+
+def test_unknown_outcome_is_a_state_until_a_late_result_ends_it() -> None:
+    lost = task_event("task.attempt_lost", attempt=1, reason="gone")
+    unknown = task_event("task.outcome_unknown", attempt=1, token="t", reason="gone")
+    begun = (STARTED, ADMITTED, task_event("task.started", attempt=1), lost, unknown)
+    task = folded(*begun)["tasks"]["a"]
+    assert (task["status"], task["attempts"][0]["outcome"]) == ("outcome_unknown", "lost")
+    done = folded(*begun, task_event("task.completed", attempt=1, outputs={"x": 5}))["tasks"]["a"]
+    assert (done["status"], done["outputs"]) == ("completed", {"x": 5})
+
+
+def test_a_reconcile_task_that_is_called_again_begins_anew() -> None:
+    events = (
+        STARTED,
+        task_event("task.started", "d", attempt=1),
+        task_event("task.completed", "d", attempt=1, outputs={"y": 1}),
+        task_event("task.reconciling", "a", reconcile="d"),
+    )
+    task = folded(*events)["tasks"]["d"]
+    assert (task["status"], task["outputs"], task["completed_at"]) == ("pending", {}, None)
+    assert len(task["attempts"]) == 1

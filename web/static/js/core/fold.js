@@ -23,6 +23,7 @@ export function fold(document, events) {
       ownTasks = true;
       const task = tasks[event.task_id];
       if (event.type === "task.reset") reset(tasks, event.task_id);
+      else if (event.type === "task.reconciling") beginAnew(tasks, event.reconcile ?? "");
       else tasks[event.task_id] = { ...task, ...taskChange(task, event) };
     }
   }
@@ -83,6 +84,8 @@ function taskChange(task, event) {
       const error = { code: "OUTCOME_UNKNOWN", message: event.reason || "the executor was lost" };
       return { ...closed(task, "lost", event, error, event.agent_id || null), last_error: error };
     }
+    case "task.outcome_unknown":
+      return { status: "outcome_unknown" };
     case "task.retrying":
       return { status: "retrying", due_at: event.due_at ?? null };
     case "task.failed":
@@ -135,6 +138,11 @@ function reset(tasks, taskId) {
       }
     }
   }
+}
+
+/** Begin a new round of a task that was called for; what it did before stays with its attempts. */
+function beginAnew(tasks, taskId) {
+  if (Object.hasOwn(tasks, taskId)) tasks[taskId] = { ...tasks[taskId], ...BLANK };
 }
 
 const finished = (status, event) => ({ status, completed_at: event.at, due_at: null });

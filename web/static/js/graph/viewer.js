@@ -63,6 +63,7 @@ function note(task) {
   if (!task.status) return task.type ?? "";
   const count = task.attempt_count > 1 ? `attempt ${task.attempt_count} · ` : "";
   if (task.status === "running") return `${count}${between(task.attempts?.at(-1)?.started_at ?? task.started_at)}`;
+  if (task.status === "outcome_unknown") return `${count}outcome unknown`;
   if (task.status === "retrying") return `${count}retry ${task.due_at ? "scheduled" : "follows"}`;
   if (task.status === "skipped") return (task.skip?.reason ?? "").replaceAll("_", " ") || "skipped";
   if (task.status === "failed") return task.last_error?.code ?? "failed";
@@ -75,7 +76,7 @@ function edgeKind(from, to) {
   if (!from.status) return "";
   if (to.status === "skipped" || from.status === "skipped") return "not-taken";
   if (from.status === "failed") return "broken";
-  if (from.status === "completed") return ["running", "retrying"].includes(to.status) ? "active" : to.status === "pending" ? "" : "taken";
+  if (from.status === "completed") return ["running", "retrying", "outcome_unknown"].includes(to.status) ? "active" : to.status === "pending" ? "" : "taken";
   return "";
 }
 

@@ -8,6 +8,7 @@ import { Icon, Problem, Skeleton } from "../ui/kit.js";
 
 const PAGE = 200;
 const TONES = [
+  [/\.(outcome_unknown|reconciling)$/, "outcome_unknown"],
   [/\.(failed|attempt_failed|attempt_lost)$/, "failed"],
   [/\.completed$/, "completed"],
   [/\.(retrying|reset)$|^error\./, "retrying"],
@@ -20,6 +21,7 @@ const tone = (type) => TONES.find(([pattern]) => pattern.test(type))?.[1] ?? "pe
 function summary(event) {
   if (event.error) return `${event.error.code}: ${event.error.message}`;
   if (event.type === "task.retrying") return `attempt ${event.attempt} follows${event.reason ? `, ${event.reason}` : ""}`;
+  if (event.type === "task.reconciling") return `${event.reconcile} finds out whether the work was done`;
   if (event.type === "condition.evaluated") return `${event.expression || "condition"} is ${event.result}`;
   if (event.type === "error.handled") return `${event.action}${event.reason ? `: ${event.reason}` : ""}`;
   if (event.detail) return event.detail;

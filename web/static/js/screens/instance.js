@@ -10,6 +10,7 @@ import { Controls } from "../ui/instances.js";
 import { Json } from "../ui/json.js";
 import { Icon, Id, Problem, Progress, Skeleton, State, StateIcon, Tabs, Time, stateOf } from "../ui/kit.js";
 import { Shell } from "../ui/shell.js";
+import { localTimes, useWhy } from "../ui/why.js";
 import { Events } from "./events.js";
 import { NotThere } from "./missing.js";
 import { TaskPanel } from "./task.js";
@@ -31,6 +32,8 @@ function sentence(instance, tasks, counts) {
     case "running": {
       const running = named("running");
       if (running.length > 0) return `Running ${running.slice(0, 3).join(", ")}${running.length > 3 ? ` and ${running.length - 3} more` : ""}.`;
+      const unknown = named("outcome_unknown");
+      if (unknown.length > 0) return `Nobody knows whether ${unknown[0]} did its work.`;
       const [retrying] = Object.values(tasks).filter((task) => task.status === "retrying");
       if (retrying) return `${retrying.name} is tried again ${retrying.due_at ? relative(retrying.due_at) : "soon"}.`;
       return "Deciding what comes next.";
@@ -75,9 +78,9 @@ const InputOutput = ({ instance }) => html`<div class="columns even">
     ${instance.warnings.length > 0 && html`<ul class="warnings">${instance.warnings.map((text, i) => html`<li key=${i}><${Icon} name="triangle-alert" size=${14} />${text}</li>`)}</ul>`}</div>
 </div>`;
 
-const Head = ({ id, instance, tasks, counts }) => html`<header class="screen-head instance-head">
+const Head = ({ id, instance, tasks, counts, told }) => html`<header class="screen-head instance-head">
   <div><h1 tabindex="-1">${instance.workflow_name || instance.workflow_id}</h1>
-    <p class="subline"><${State} status=${instance.status} /><span class="reason" aria-live="polite">${sentence(instance, tasks, counts)}</span></p></div>
+    <p class="subline"><${State} status=${instance.status} /><span class="reason" aria-live="polite">${told?.status === instance.status ? localTimes(told.summary) : sentence(instance, tasks, counts)}</span></p></div>
   <div class="head-actions"><${Controls} id=${id} title=${instance.workflow_name || id} status=${instance.status} counts=${counts} /></div>
 </header>
 <dl class="figures">
@@ -96,6 +99,11 @@ function useEndInTitle(instance) {
 
 const Body = ({ id, data, live }) => {
   const { instance, tasks } = data;
+  const mesh = useTopic("agents").data;
+  const joins = useRef({ mesh, count: 0 });
+  if (joins.current.mesh !== mesh) joins.current = { mesh, count: joins.current.count + 1 };
+  const trigger = `${data.seq}:${joins.current.count}`;
+  const { data: told } = useWhy(id, "", trigger, !isFinal(instance.status));
   const phone = useMedia(PHONE);
   const counts = countsOf(tasks);
   const { tab, task: chosen } = route.value.query;
@@ -110,9 +118,9 @@ const Body = ({ id, data, live }) => {
   const select = (next) => setQuery({ task: next === chosen ? null : next }, { replace: true });
   const close = () => setQuery({ task: null }, { replace: true });
   const panel = html`<aside class="card panel" aria-label="Tasks">
-    ${task ? html`<${TaskPanel} instanceId=${id} task=${task} tasks=${tasks} onBack=${close} onSelect=${select} />` : html`<div class="panel-body"><h2>Tasks<span class="count">${Object.keys(tasks).length}</span></h2><${TaskList} tasks=${tasks} selected=${chosen} onSelect=${select} /></div>`}
+    ${task ? html`<${TaskPanel} instanceId=${id} instanceStatus=${instance.status} task=${task} tasks=${tasks} trigger=${trigger} onBack=${close} onSelect=${select} />` : html`<div class="panel-body"><h2>Tasks<span class="count">${Object.keys(tasks).length}</span></h2><${TaskList} tasks=${tasks} selected=${chosen} onSelect=${select} /></div>`}
   </aside>`;
-  return html`<${Head} id=${id} instance=${instance} tasks=${tasks} counts=${counts} />
+  return html`<${Head} id=${id} instance=${instance} tasks=${tasks} counts=${counts} told=${told} />
     <${Failure} instance=${instance} tasks=${tasks} onOpen=${select} />
     <${Tabs} label="About the instance" tabs=${tabs} current=${current} onSelect=${(next) => setQuery({ tab: next === tabs[0].id ? null : next, ...(phone ? { task: null } : {}) })} />
     <div class=${current === "tasks" || (phone && task) ? "" : "split"}>

@@ -33,6 +33,9 @@ const Sentence = ({ data }) => {
 /** Failures by workflow, open alerts, absent agents: most urgent first. */
 function attention(data) {
   const list = data.missing.map((role) => ({ key: `m:${role}`, icon: "network", tone: "bad", title: `${role} is missing`, detail: "No agent of this kind is on the mesh." }));
+  for (const row of data.active.map((id) => data.items[id]).filter((one) => one?.task_counts.outcome_unknown)) {
+    list.push({ key: `u:${row.id}`, icon: "circle-question-mark", tone: "unknown", title: `${row.workflow_name || row.workflow_id}: did a task do its work?`, detail: "Its agent was lost, and the work must not be repeated blindly.", at: row.updated_at, address: instancePath(row.id) });
+  }
   const byWorkflow = new Map();
   for (const id of data.failed) {
     const row = data.items[id];
@@ -61,6 +64,19 @@ const Attention = ({ data }) => {
       })}
     </ul>
     ${list.length > MAX_ATTENTION && html`<p class="muted card-foot">and ${list.length - MAX_ATTENTION} more</p>`}
+  </section>`;
+};
+
+/** Unfinished instances that nothing will wake: the one thing that does not mend itself. */
+const Orphans = ({ orphans }) => {
+  if (!orphans || orphans.count === 0) return null;
+  const [verb, whom] = orphans.count === 1 ? ["has", "it"] : ["have", "them"];
+  return html`<section class="orphans" role="status" aria-label="Orphaned instances">
+    <${Icon} name="triangle-alert" size=${20} />
+    <div><p class="orphans-title">${count(orphans.count, "instance")} ${verb} nobody to wake ${whom}</p>
+      <ul>${orphans.items.map((one) => html`<li key=${one.instance_id}><a ...${to(instancePath(one.instance_id))}>${one.workflow_id} <code title=${one.instance_id}>…${one.instance_id.slice(-10)}</code></a> <span>${one.reason}${one.since && html` <span class="muted">(<${Time} at=${one.since} />)</span>`}</span></li>`)}</ul>
+      ${orphans.count > orphans.items.length && html`<p class="muted">and ${orphans.count - orphans.items.length} more</p>`}
+      <p class="muted">A running workflow engine takes instances over by itself; if they stay here, look at its log. <code>amp orphans</code> lists them all.</p></div>
   </section>`;
 };
 
@@ -104,6 +120,7 @@ export const Overview = () => {
     ${!data
       ? !problem && html`<${Skeleton} rows=${6} />`
       : html`<${Sentence} data=${data} />
+          <${Orphans} orphans=${data.orphans} />
           <${Attention} data=${data} />
           ${data.total === 0
             ? html`<div class="columns"><div class="card"><${First} /></div><${Agents} data=${data} /></div>`

@@ -2,11 +2,15 @@
 
 import { html, useEffect, useRef, useState } from "../../vendor/ui.js";
 import { get } from "../core/api.js";
+import { isFinal } from "../core/fold.js";
 import { between, clock, relative } from "../core/time.js";
 import { Json, hasCut } from "../ui/json.js";
 import { Icon, Problem, State, StateIcon } from "../ui/kit.js";
+import { Reasons, useWhy } from "../ui/why.js";
+import { Orders } from "./orders.js";
 
 const PANEL_TOO_LOW = 0.7;
+const OVER = new Set(["completed", "failed", "skipped", "cancelled"]);
 
 const SKIP_WORDS = {
   condition_false: "Its condition is false.",
@@ -19,7 +23,8 @@ const SKIP_WORDS = {
   fallback_not_needed: "It is a fallback that was not needed.",
 };
 
-function why(task, tasks) {
+/** What the page itself can tell, until the engine has said more. */
+function note(task, tasks) {
   switch (task.status) {
     case "skipped":
       return task.skip?.detail || SKIP_WORDS[task.skip?.reason] || "";
@@ -33,6 +38,8 @@ function why(task, tasks) {
       return "Its turn comes next.";
     case "running":
       return task.attempts.at(-1)?.outcome === "lost" ? "The executor was lost; the task is dispatched again." : "";
+    case "outcome_unknown":
+      return "Nobody knows whether its work was done.";
     default:
       return "";
   }
@@ -43,7 +50,7 @@ const ErrorBox = ({ error }) => html`<section class="error-box"><h3>Error</h3>
   ${error.details && Object.keys(error.details).length > 0 && html`<${Json} title="Details" value=${error.details} />`}
 </section>`;
 
-const OUTCOMES = { completed: "completed", failed: "failed", lost: "retrying", cancelled: "cancelled" };
+const OUTCOMES = { completed: "completed", failed: "failed", lost: "outcome_unknown", cancelled: "cancelled" };
 
 const Attempts = ({ attempts }) => html`<section><h3>Attempts</h3>
   <ol class="attempts">
@@ -83,7 +90,7 @@ const Outputs = ({ instanceId, task }) => {
   };
   const { outputs, result } = whole ?? task;
   const done = task.status === "completed";
-  const over = done || ["failed", "skipped", "cancelled"].includes(task.status);
+  const over = done || OVER.has(task.status);
   const named = Object.keys(outputs).length > 0;
   return html`<${Json} title="Outputs" value=${named ? outputs : done ? { result } : {}} nothing=${over ? "No outputs" : "Not there yet"} />
     ${!whole && (hasCut(outputs) || hasCut(result)) && html`<button type="button" class="button" onClick=${load}>Load whole values</button>`}
@@ -96,11 +103,15 @@ const Facts = ({ task, tasks, onSelect }) => html`<dl class="facts">
   ${task.agent_id && html`<div><dt>Agent</dt><dd>${task.agent_id}</dd></div>`}
   ${task.started_at && html`<div><dt>Duration</dt><dd>${between(task.started_at, task.completed_at)}</dd></div>`}
   ${task.timeout_seconds && html`<div><dt>Timeout</dt><dd>${task.timeout_seconds} s</dd></div>`}
+  ${task.effects && html`<div><dt>Effects</dt><dd>${task.effects}</dd></div>`}
+  ${task.reconcile && html`<div><dt>Reconcile</dt><dd><button type="button" class="link" onClick=${() => onSelect(task.reconcile)}>${tasks[task.reconcile]?.name ?? task.reconcile}</button></dd></div>`}
   ${task.depends_on.length > 0 && html`<div><dt>After</dt><dd>${task.depends_on.map((id, i) => html`<span key=${id}>${i > 0 ? ", " : ""}<button type="button" class="link" onClick=${() => onSelect(id)}>${tasks[id]?.name ?? id}</button></span>`)}</dd></div>`}
 </dl>`;
 
-export const TaskPanel = ({ instanceId, task, tasks, onBack, onSelect }) => {
+export const TaskPanel = ({ instanceId, instanceStatus, task, tasks, trigger, onBack, onSelect }) => {
   const top = useRef(null);
+  const { data: told } = useWhy(instanceId, task.id, trigger, !isFinal(instanceStatus));
+  const waits = told !== null && !OVER.has(task.status) && told.reasons.some((reason) => reason.code !== "ended");
   useEffect(() => {
     // On a phone the panel is below the fold: bring its top into view. Elsewhere it is in view already.
     if (top.current.getBoundingClientRect().top > innerHeight * PANEL_TOO_LOW) top.current.scrollIntoView();
@@ -109,7 +120,8 @@ export const TaskPanel = ({ instanceId, task, tasks, onBack, onSelect }) => {
   <button type="button" class="link back" onClick=${onBack}><${Icon} name="chevron-left" size=${14} />All tasks</button>
   <h2>${task.name}</h2>
   <p class="subline"><${State} status=${task.status} />${task.name !== task.id && html`<code class="muted">${task.id}</code>`}</p>
-  ${why(task, tasks) && html`<p class="why">${why(task, tasks)}</p>`}
+  ${waits ? html`<${Reasons} reasons=${told.reasons} />` : note(task, tasks) && html`<p class="why">${note(task, tasks)}</p>`}
+  ${told && html`<${Orders} instanceId=${instanceId} task=${task} tasks=${tasks} refusals=${told.refusals} />`}
   ${task.last_error && task.status !== "completed" && html`<${ErrorBox} error=${task.last_error} />`}
   ${task.recovery && html`<p class="recovery"><${Icon} name="rotate-cw" size=${14} />The error handler chose <strong>${task.recovery.action}</strong>${task.recovery.severity && html`, severity ${task.recovery.severity}`}${task.recovery.reason && html`: ${task.recovery.reason}`}</p>`}
   <${Outputs} instanceId=${instanceId} task=${task} />

@@ -7,12 +7,12 @@ import { instancePath, to } from "../core/router.js";
 import { between } from "../core/time.js";
 import { Dialog, Icon, Id, Problem, Progress, State, Time, toast } from "./kit.js";
 
-const OPEN = ["pending", "ready", "running", "retrying"];
+const OPEN = ["pending", "ready", "running", "retrying", "outcome_unknown"];
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 /** What an order does to an instance, in numbers. */
 function effect(order, counts) {
-  const running = (counts.running ?? 0) + (counts.retrying ?? 0);
+  const running = (counts.running ?? 0) + (counts.retrying ?? 0) + (counts.outcome_unknown ?? 0);
   const waiting = (counts.pending ?? 0) + (counts.ready ?? 0);
   if (order === "pause")
     return running > 0
@@ -87,9 +87,10 @@ export const Controls = ({ id, title, status, counts, small = false }) => {
 
 /** An instance under way: name, progress, what it does now, how long already. */
 export const ActiveInstance = ({ row }) => {
+  const unknown = row.task_counts.outcome_unknown ?? 0;
   const names = row.current_tasks.slice(0, 3).join(", ");
   const more = row.current_tasks.length > 3 ? ` and ${row.current_tasks.length - 3} more` : "";
-  const doing = row.status === "paused" ? "Paused" : row.status === "pending" ? "Waiting for a slot" : names ? names + more : "Between tasks";
+  const doing = row.status === "paused" ? "Paused" : row.status === "pending" ? "Waiting for a slot" : unknown > 0 ? `${plural(unknown, "task")} of unknown outcome` : names ? names + more : "Between tasks";
   return html`<li class="active-row">
     <a class="active-link" ...${to(instancePath(row.id))}>
       <span class="active-name"><${State} status=${row.status} quiet /><strong>${row.workflow_name || row.workflow_id}</strong></span>

@@ -14,6 +14,7 @@ export const STATES = {
   ready: { icon: "circle-dot", word: "Ready" },
   running: { icon: "loader-circle", word: "Running" },
   retrying: { icon: "rotate-cw", word: "Retrying" },
+  outcome_unknown: { icon: "circle-question-mark", word: "Outcome unknown" },
   paused: { icon: "circle-pause", word: "Paused" },
   completed: { icon: "circle-check", word: "Completed" },
   failed: { icon: "circle-x", word: "Failed" },
@@ -36,11 +37,11 @@ export const StateIcon = ({ status, size = 16 }) => {
 };
 
 /** How the tasks of an instance stand, as one bar. */
-const BAR_ORDER = ["completed", "skipped", "failed", "cancelled", "running", "retrying", "ready", "pending"];
+const BAR_ORDER = ["completed", "skipped", "failed", "cancelled", "outcome_unknown", "running", "retrying", "ready", "pending"];
 export const Progress = ({ counts }) => {
   const total = Object.values(counts ?? {}).reduce((sum, count) => sum + count, 0);
   const done = ["completed", "skipped", "failed", "cancelled"].reduce((sum, state) => sum + (counts?.[state] ?? 0), 0);
-  const words = BAR_ORDER.filter((state) => counts?.[state]).map((state) => `${counts[state]} ${state}`);
+  const words = BAR_ORDER.filter((state) => counts?.[state]).map((state) => `${counts[state]} ${stateOf(state).word.toLowerCase()}`);
   return html`<div class="progress" title=${words.join(", ")}>
     <div class="progress-bar" role="img" aria-label=${words.join(", ") || "no tasks"}>
       ${BAR_ORDER.filter((state) => counts?.[state]).map(
