@@ -63,9 +63,7 @@ def judge(mesh: SimulatedMesh, users: Users) -> Verdict:
                 if _was_poisoned(history):
                     excused.add(start.label)
     findings.extend(f"{name} exists and nobody asked for it" for name in sorted(set(rows) - users.asked))
-    findings.extend(
-        f"the inbox of {item.instance_id} still holds {item.kind}" for item in mesh.store.inbox
-    )
+    findings.extend(f"the inbox of {item.instance_id} still holds {item.kind}" for item in mesh.store.inbox)
     return Verdict(findings=tuple(findings), endings=endings, excused=frozenset(excused))
 
 

@@ -12,9 +12,7 @@ from typing import Literal, get_args
 from simulation.mesh import CLIENT, SimulatedMesh, in_world
 from simulation.network import Direction
 
-Kind = Literal[
-    "kill", "crash", "stall", "cut", "partition", "drop", "duplicate", "delay", "reorder", "clock"
-]
+Kind = Literal["kill", "crash", "stall", "cut", "partition", "drop", "duplicate", "delay", "reorder", "clock"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FIRST_FAULT_SECONDS = 0.2
@@ -55,7 +53,10 @@ class Storm:
             self._times("kill", mesh, 6, lambda draw: mesh.kill(draw.choice(names), _down(draw)))
         if "stall" in self.kinds:
             self._times(
-                "stall", mesh, 3, lambda draw: mesh.stall(draw.choice(names), draw.random() * MAX_STALL_SECONDS)
+                "stall",
+                mesh,
+                3,
+                lambda draw: mesh.stall(draw.choice(names), draw.random() * MAX_STALL_SECONDS),
             )
         if "cut" in self.kinds:
             self._times("cut", mesh, 5, lambda draw: mesh.network.line(draw.choice(lines)).cut())

@@ -8,15 +8,16 @@ import asyncio
 import heapq
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Executor
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from simulation.errors import Deadlock, EndlessLoop
 from simulation.lives import CURRENT, Killed, Life
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_STEPS_A_SECOND = 200_000
 """Steps within one second of virtual time; more are an endless loop."""
@@ -38,10 +39,12 @@ class _Timer(asyncio.TimerHandle):
     life: Life | None
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
+class VirtualLoop(asyncio.BaseEventLoop):
     """Runs one simulation. `steps` counts what was run."""
 
     def __init__(self, *, max_steps_a_second: int = MAX_STEPS_A_SECOND) -> None:
+        self._running = False
+        super().__init__()
         self.steps = 0
         self.failures: list[str] = []
         """What callbacks raised."""
@@ -53,16 +56,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._second = 0
         self._steps_before = 0
         self._closed = False
-        self._running = False
 
     # --- running -------------------------------------------------------------------------------------------
 
-    def run_until_complete(self, future: Generator[Any, None, T] | Any) -> Any:
+    def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         """Return the result of `future` after running it to its end.
 
         Raises: EndlessLoop, Deadlock, or what it raised.
         """
-        task = asyncio.ensure_future(future, loop=self)
+        task: asyncio.Future[T] = asyncio.ensure_future(cast(Awaitable[T], future), loop=self)
         self._run(task.done)
         return task.result()
 
@@ -133,7 +135,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self._now
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """Run `callback` in the next round."""
         step = _Step(callback, args, self, context)
@@ -142,19 +144,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return step
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """Run `callback` in the next round; there are no other threads."""
         return self.call_soon(callback, *args, context=context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run `callback` after `delay` seconds of virtual time."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run `callback` at a virtual time. Equal times run in the order in which they were set."""
         timer = _Timer(when, callback, args, self, context)
@@ -174,15 +176,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self,
         coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
         *,
-        name: str | None = None,
+        name: object = None,
         context: Context | None = None,
-        **options: Any,
     ) -> asyncio.Task[T]:
         """Return a task of this loop."""
-        return asyncio.Task(coro, loop=self, name=name, context=context, **options)  # type: ignore[arg-type]
+        return asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[..., T], *args: Any
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """Return the future of what `func` returns; it is called here and now, whatever the executor."""
         future: asyncio.Future[T] = self.create_future()
@@ -211,25 +212,24 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             return
         self.failures.append(f"{context.get('message')}: {error!r}")
 
-    async def shutdown_asyncgens(self) -> None:
-        """Do nothing: generators are closed by whoever iterates."""
-
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Do nothing: there are no threads."""
-
-    def close(self, lives: tuple[Life, ...] = ()) -> None:
-        """End every task, of dead lives too, and take nothing more. What they do now has no meaning."""
+    def end(self, lives: Iterable[Life] = ()) -> None:
+        """Cancel every task, of dead lives too, and take nothing more. What they do now has no meaning."""
         for life in lives:
             life.dead = life.frozen = False
             self.resume(life.thaw())
         last = self.steps + MAX_CLOSING_STEPS
-        self._steps_before = self.steps
         while (tasks := asyncio.all_tasks(self)) and self.steps < last:
             for task in tasks:
                 task.cancel()
-            until = self.steps + 1000
-            while self._ready and self.steps < until:
-                self._run(lambda: not self._ready or self.steps >= until)
+            self._steps_before = self.steps
+            self._run(self._is_idle)
         self._closed = True
         self._ready.clear()
         self._timers.clear()
+
+    def _is_idle(self) -> bool:
+        return not self._ready or self.steps > self._steps_before + MAX_STEPS_A_SECOND // 2
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self.end()

@@ -32,9 +32,14 @@ from simulation.network import SimulatedNetwork
 from simulation.store import Plant, SimulatedStore
 from simulation.work import Ledger, Subject
 
+Trace = Callable[[float, str, str, dict[str, Any]], None]
+"""Takes a log line: time, process, event, facts."""
+
 ROUTER = "router"
 CLIENT = "sim-client"
 RESTART_AFTER_FAILURE_SECONDS = 1.0
+MAX_FAILURES = 10
+"""How many ends of agents that nobody caused are told."""
 
 
 @dataclass(slots=True)
@@ -82,7 +87,7 @@ class SimulatedMesh:
         engines: int = 1,
         plant: Plant = "",
         skew_seconds: float = 0.0,
-        trace: Callable[[float, str, str, dict[str, Any]], None] | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.loop = loop
         self.settings = settings
@@ -92,6 +97,7 @@ class SimulatedMesh:
         self.lives: list[Life] = []
         self.failures: list[str] = []
         """Ends of agents that nobody caused: their own background tasks failed."""
+        self.reasons: dict[str, str] = {}
         self.frames = 0
         self._sealed = ""
         self._digest = hashlib.blake2b(digest_size=16)
@@ -188,13 +194,14 @@ class SimulatedMesh:
         try:
             await agent.start()
             await agent.failed.wait()
-            reason = "a background task of it failed"
+            reason = self.reasons.get(life.name if life else "", "a background task of it failed")
         except AmpError as error:
             reason = f"it did not start: {error.code}: {error.message}"
         except Exception as error:  # boundary: told as a finding
             reason = f"it did not start: {error!r}"
-        if life is process.life:
+        if life is process.life and len(self.failures) < MAX_FAILURES:
             self.failures.append(f"{self.loop.time():.3f} s: {process.name} ended by itself: {reason}")
+        if life is process.life:
             in_world(self.loop, self.kill, process.name, RESTART_AFTER_FAILURE_SECONDS)
 
     def kill(self, name: str, down_seconds: float) -> None:
@@ -306,18 +313,20 @@ def crash_points(hook: Callable[[str, str], bool] | None) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(trace: Callable[[float, str, str, dict[str, Any]], None] | None, time: Callable[[], float]) -> Iterator[None]:
-    """Write no log lines; give them to `trace` instead when it is there."""
+def quiet(mesh: SimulatedMesh, trace: Trace | None) -> Iterator[None]:
+    """Write no log lines: give them to `trace` when it is there, and the reason of an agent's end to the mesh."""
     structlog_before, disabled_before = structlog.get_config(), logging.root.manager.disable
 
     def record(logger: Any, method: str, facts: Any) -> Any:
+        text, life = str(facts.pop("event", "")), CURRENT.get()
+        name = life.name if life is not None else "world"
+        if text == "background_task_failed":
+            mesh.reasons[name] = f"{facts.get('task')}: {facts.get('exc_info')!r}"
         if trace is not None:
-            life = CURRENT.get()
-            text = facts.pop("event", "")
-            trace(time(), life.name if life is not None else "world", str(text), dict(facts))
+            trace(mesh.loop.time(), name, text, dict(facts))
         raise structlog.DropEvent
 
-    level = logging.DEBUG if trace is not None else logging.CRITICAL
+    level = logging.DEBUG if trace is not None else logging.ERROR
     structlog.configure(
         processors=[record],
         wrapper_class=structlog.make_filtering_bound_logger(level),

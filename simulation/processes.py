@@ -119,9 +119,7 @@ class _CalmMachine:
 
     def read(self) -> dict[str, float | None]:
         """Return shares in percent."""
-        return dict.fromkeys(
-            ("cpu_percent", "memory_percent", "disk_percent", "network_percent"), 10.0
-        )
+        return dict.fromkeys(("cpu_percent", "memory_percent", "disk_percent", "network_percent"), 10.0)
 
 
 class SimulatedMonitor(MonitorAgent):

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from simulation.checks import Verdict, differences, judge
 from simulation.errors import SimulationError
 from simulation.faults import KINDS, Kind, Storm, storm_of
 from simulation.loop import VirtualLoop
-from simulation.mesh import SimulatedMesh, crash_points, quiet, settings_of
+from simulation.mesh import SimulatedMesh, Trace, crash_points, quiet, settings_of
 from simulation.store import Plant
 from simulation.users import Users
 from simulation.workload import Workload, generated, of_definition
@@ -27,8 +27,6 @@ REST_SECONDS = 600.0
 LOOK_SECONDS = 0.5
 AFTERMATH_SECONDS = 2.0
 """How long a mesh at rest is watched for what it still does."""
-
-Trace = Callable[[float, str, str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +152,7 @@ class _Run:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            with quiet(self.trace, self.loop.time), crash_points(self.storm.crash_hook(self.mesh)):
+            with quiet(self.mesh, self.trace), crash_points(self.storm.crash_hook(self.mesh)):
                 try:
                     self.loop.run_until_complete(self._live())
                     verdict = judge(self.mesh, self.users)
@@ -164,7 +162,7 @@ class _Run:
                     )
                 self.deaths = sum(life.dead for life in self.mesh.lives)
                 self.mesh.seal()
-                self.loop.close(tuple(self.mesh.lives))
+                self.loop.end(self.mesh.lives)
         finally:
             if collecting:
                 gc.enable()

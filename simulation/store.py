@@ -41,6 +41,8 @@ Work = Callable[[], Coroutine[Any, Any, T]]
 Plant = Literal["", "answer-before-commit"]
 COMMIT_SECONDS = 0.001
 SLOW_COMMIT_SECONDS = 0.5
+PLANTED_SECONDS = 0.5
+"""How late the planted bug commits at most."""
 SLOW_COMMITS = 0.01
 """The share of commits for which the disk takes its time."""
 
@@ -129,7 +131,9 @@ class SimulatedStore(MemoryStorage):
         """The planted bug: answer now, commit later. What a kill finds in between is gone."""
         number = self._writes = self._writes + 1
         self._uncommitted[number] = self._snapshot()
-        asyncio.get_running_loop().call_later(self._disk_seconds(), self._committed, number)
+        wait = self._random.random() * PLANTED_SECONDS
+        asyncio.get_running_loop().call_later(wait, self._committed, number)
+        result: T
         result, error = _outcome(work)
         if error is not None:
             raise error

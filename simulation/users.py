@@ -180,7 +180,9 @@ class Users:
     def instance(self, instance_id: str) -> Instance:
         """Return an instance as its facts in the store make it."""
         row = self.mesh.store.rows[instance_id]
-        facts = [ev.decode(event.data) for event in self.mesh.store.events if event.instance_id == instance_id]
+        facts = [
+            ev.decode(event.data) for event in self.mesh.store.events if event.instance_id == instance_id
+        ]
         return machine.replay(self.plans[row.definition_hash], instance_id, facts)
 
 

@@ -54,9 +54,7 @@ class Ledger:
 
     def performed(self, instance_id: str, task_id: str) -> int:
         """Return how often a task's effect happened."""
-        return sum(
-            effect.instance_id == instance_id and effect.task_id == task_id for effect in self.effects
-        )
+        return sum(effect.instance_id == instance_id and effect.task_id == task_id for effect in self.effects)
 
     def settle(self, instance_id: str, task_id: str) -> bool:
         """Return whether a task's effect happened; if not, refuse it to every attempt that was asked for so far.
