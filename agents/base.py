@@ -6,6 +6,7 @@ connects, offers what the subclass offers, and ends in order.
 
 import argparse
 import asyncio
+import importlib
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -13,7 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
@@ -28,9 +29,11 @@ from orchestration.contracts import Contract, schema_of
 from runtime import logging as runtime_logging
 from runtime import process
 from runtime.clock import Clock, SystemClock
-from runtime.health import HealthServer
 from runtime.ids import new_id
 from runtime.settings import AgentSection, Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from runtime.health import HealthServer
 
 FRAMEWORK = "amp-workflow-orchestration"
 MAX_SAME_AGENTS = 100
@@ -181,17 +184,26 @@ class Agent:
         Raises: amp.errors.NetworkError when no router was found in that time.
         """
         self._state = "starting"
-        if self._serve_http:
-            self._http = HealthServer(
-                self.agent_section.host, self._port, health=self._health_document, registry=self.metrics
-            )
-            await self._http.start()
-        await self.on_start()
-        await self._join(wait_seconds)
-        self._connected.set_function(lambda: float(self.mesh.connected))
-        await self.on_ready()
+        try:
+            async with asyncio.TaskGroup() as group:
+                if self._serve_http:
+                    group.create_task(self._serve())
+                await self.on_start()
+                await self._join(wait_seconds)
+                self._connected.set_function(lambda: float(self.mesh.connected))
+                await self.on_ready()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         self._state = "ready"
         self.logger.info("agent_ready", agent_id=self.agent_id, port=self.port)
+
+    async def _serve(self) -> None:
+        """Answer /health and /metrics. Importing the HTTP server takes long, and work must not wait for it."""
+        module = await asyncio.to_thread(importlib.import_module, "runtime.health")
+        self._http = module.HealthServer(
+            self.agent_section.host, self._port, health=self._health_document, registry=self.metrics
+        )
+        await self._http.start()
 
     async def _join(self, wait_seconds: float | None) -> None:
         """Register under the wanted id, or under the next free one when a live agent holds it."""
@@ -239,6 +251,7 @@ class Agent:
             api_key=mesh.api_key,
             host_router=mesh.host_router,
             max_frame_bytes=mesh.max_frame_bytes,
+            lost_after_seconds=mesh.lost_after_seconds,
         )
 
     async def stop(self) -> None:
@@ -319,6 +332,7 @@ def main(agent_class: type[Agent], arguments: list[str] | None = None) -> NoRetu
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
+                process.settle()
                 await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
             return agent.exit_code if agent.failed.is_set() else 0
         finally:

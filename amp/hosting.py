@@ -11,13 +11,17 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from random import Random
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from amp.router import Router, RouterLimits, utc_now
+from amp.client import utc_now
 from amp.security import Credentials, is_loopback
 from amp.transports.base import ConnectFailed, Connection
 from amp.transports.memory import MemoryNetwork
 from amp.transports.websocket import DEFAULT_MAX_FRAME_BYTES, LOST_AFTER_SECONDS, WebSocketTransport
+
+if TYPE_CHECKING:
+    from amp.router import Router
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ class HostingTransport:
         self._port = parts.port or DEFAULT_PORT
         self._may_host = host_router and parts.scheme == "ws" and self._port > 0 and is_loopback(self._host)
         self._credentials = Credentials(api_keys={api_key: None} if api_key else {})
-        self._limits = RouterLimits(max_frame_bytes=max_frame_bytes, lost_after_seconds=lost_after_seconds)
+        self._max_frame_bytes = max_frame_bytes
+        self._lost_after_seconds = lost_after_seconds
         self._now = now
         self._random = random
         self._network = MemoryNetwork()
@@ -73,9 +78,13 @@ class HostingTransport:
             return self._network.open()
 
     async def _host_router(self, refused: ConnectFailed) -> None:
-        router = Router(
-            now=self._now, random=self._random, limits=self._limits, credentials=self._credentials
+        # The router's HTTP server takes long to import, and few agents host.
+        from amp.router import Router, RouterLimits
+
+        limits = RouterLimits(
+            max_frame_bytes=self._max_frame_bytes, lost_after_seconds=self._lost_after_seconds
         )
+        router = Router(now=self._now, random=self._random, limits=limits, credentials=self._credentials)
         try:
             await router.start_http(self._host, self._port)
         except OSError as error:

@@ -201,6 +201,8 @@ async def test_a_second_executor_takes_a_free_port_and_says_so(tmp_path: Path) -
         await mesh.joined(contracts.TASK_EXECUTE.id)
         while len(await mesh.client.discover(capabilities=[contracts.TASK_EXECUTE.id])) < 2:
             await asyncio.sleep(0.05)
+        while not all("agent_ready" in mesh.log_of(name) for name in ("one", "two")):
+            await asyncio.sleep(0.05)
         said = mesh.log_of("one") + mesh.log_of("two")
     assert str(mesh.router_port + 1) in said
     assert "taken" in said or "in use" in said
