@@ -23,6 +23,8 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file.  [default: $AMP_CONFIG, else config/agent_config.yaml]"),
 ]
+DEFAULT_SERVER = "http://localhost:8090"
+ServerOption = Annotated[str, typer.Option("--server", metavar="URL", help="Address of the dashboard.")]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Folder for everything durable.")]
 
 
@@ -163,6 +165,30 @@ def schema() -> None:
     from cli.validate import print_schema
 
     print_schema()
+
+
+@app.command()
+def why(
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="Id of an instance.")],
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="Id of one of its tasks.")] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what an instance or one of its tasks waits for, who holds it, and until when."""
+    from cli.why import explain
+
+    raise typer.Exit(explain(server, instance, task, as_json=as_json))
+
+
+@app.command()
+def orphans(
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List unfinished instances that nothing will wake; exit code 1 when there are any."""
+    from cli.why import list_orphans
+
+    raise typer.Exit(list_orphans(server, as_json=as_json))
 
 
 @app.command()

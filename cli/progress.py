@@ -51,6 +51,12 @@ class Progress:
                 self._line("✕", f"{task}: {_problem(event)}", YELLOW)
             case "task.attempt_lost":
                 self._line("✕", f"{task}: the executor was lost; the outcome is unknown", YELLOW)
+            case "task.outcome_unknown":
+                self._line(
+                    "?", f"{task}: nobody knows whether it did its work; `amp why` says what to do", YELLOW
+                )
+            case "task.reconciling":
+                self._line("◐", f"{task}: {event.get('reconcile')} finds out whether it did its work", DIM)
             case "task.retrying":
                 self._line("↻", f"{task}: tried again at {event.get('due_at')}", YELLOW)
             case "task.failed":

@@ -46,8 +46,8 @@ def new_document(instance_id: str, definition: Mapping[str, Any]) -> Document:
 
 
 _DESCRIPTION = (
-    "type", "capability", "agent_id", "parameters", "condition", "timeout_seconds", "retry_config", "on_error", "effects",
-    "reconcile",
+    "type", "capability", "agent_id", "parameters", "condition", "timeout_seconds", "retry_config", "on_error",
+    "effects", "reconcile",
 )  # fmt: skip
 
 
