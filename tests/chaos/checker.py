@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from agents.task_executor.spool_folder import RECORDS
 from orchestration import events as ev
 from orchestration import invariants, machine
 from orchestration.contracts import InstanceRow
@@ -30,6 +31,8 @@ MAX_DUMPED = 3
 BUSY_SECONDS = 10.0
 CLOCK_SLACK_SECONDS = 20.0
 """A fault this long before or after an instance's life may still have had a dispatch of it repeated."""
+LEFT_SUFFIXES = frozenset({".tmp", *RECORDS})
+"""Files that are there only while something is under way: unfinished ones, and what an executor spools."""
 OPEN = tuple(status.value for status in InstanceStatus if not status.is_final)
 _EFFECTIVE = frozenset({"effect", "once", "deduplicated", "flaky", "slow"})
 """The handlers that write into the ledger whenever they complete."""
@@ -314,7 +317,7 @@ def check_leftovers(data: Path) -> list[str]:
     return [
         f"left behind: {path.relative_to(data)}"
         for path in data.rglob("*")
-        if path.is_file() and (path.suffix in (".tmp", ".partial") or "spool" in path.relative_to(data).parts)
+        if path.suffix in LEFT_SUFFIXES and path.is_file()
     ]
 
 

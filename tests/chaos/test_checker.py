@@ -183,7 +183,8 @@ def test_spooled_results_and_unfinished_files_are_left_behind(tmp_path: Path) ->
     (tmp_path / "spool" / "agent").mkdir(parents=True)
     (tmp_path / "kept.json").write_text("{}")
     assert check_leftovers(tmp_path) == []
-    (tmp_path / "spool" / "agent" / "result").write_text("{}")
+    (tmp_path / "spool" / "agent" / "lock").write_text("")
+    (tmp_path / "spool" / "agent" / "token.result").write_text("{}")
     (tmp_path / "half.tmp").write_text("")
     assert len(check_leftovers(tmp_path)) == 2
 

@@ -15,6 +15,8 @@ from tests.mesh import running_mesh
 HANDLERS_PATH = Path(handlers.__file__)
 VARIANTS = 4
 """Inputs of every workflow: {"n": 0} to {"n": VARIANTS - 1}."""
+ONCE_SECONDS = 10
+"""Longest time of an effect that must happen once: so long an engine waits for an attempt of its predecessor."""
 STOPPED = "stopped"
 """The workflow whose instances the harness stops: how far they came until then is chance."""
 PARCEL = "parcel"
@@ -189,6 +191,7 @@ def _once() -> Object:
                 after,
                 with_={"before": seconds, "after": seconds},
                 effects="once",
+                timeout_seconds=ONCE_SECONDS,
                 reconcile=f"find_{task_id}",
                 outputs=["receipt"],
             ),
@@ -214,6 +217,8 @@ def _parcel() -> Object:
         "once",
         with_={"before": 0.7, "after": 0.3},
         effects="once",
+        timeout_seconds=ONCE_SECONDS,
+        heartbeat_seconds=3,
         reconcile="find_send",
         outputs=["receipt"],
     )
