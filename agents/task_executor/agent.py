@@ -5,12 +5,9 @@ the instance's inbox. Nothing here decides what a task means; that is the handle
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
-
-import msgspec
-from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
 from agents.task_executor.attempts import Attempts, attempt_of
@@ -18,10 +15,12 @@ from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
 from agents.task_executor.execution import VIEWS_OF_RESULT, Execution, Work, as_amp_error, filled
 from agents.task_executor.files import FileRoot
+from agents.task_executor.handlers.base import Progress
 from agents.task_executor.handlers.registry import Services, task_handlers
 from agents.task_executor.handover import Handover
 from agents.task_executor.heartbeats import Heartbeats
 from agents.task_executor.http_client import HttpClient
+from agents.task_executor.measures import Measures
 from agents.task_executor.permission import Permission
 from agents.task_executor.places import files_root, own_ports, spool_root
 from agents.task_executor.program_records import ProgramRecords
@@ -83,46 +82,24 @@ class TaskExecutor(Agent):
         )
         self._leaving = False
         self._remembers = asyncio.Event()
-        self._finished_tasks = Counter(
-            "amp_executor_tasks", "Tasks finished, by capability and outcome", ["capability", "outcome"],
-            registry=self.metrics,
-        )  # fmt: skip
-        self._seconds = Histogram(
-            "amp_executor_task_seconds", "How long tasks took", ["capability"], registry=self.metrics
-        )
-        Gauge("amp_executor_running_attempts", "Attempts under way", registry=self.metrics).set_function(
-            lambda: float(len(self._attempts.running))
-        )
         self._build_memory()
 
     def _build_memory(self) -> None:
         """Make what keeps attempts over the end of a connection, an engine, or this process."""
         section, max_running = self._section, self._section.max_concurrent_tasks * OVERCOMMIT
-        delivered = Counter(
-            "amp_executor_results_delivered", "Endings put into inboxes, by outcome", ["outcome"],
-            registry=self.metrics,
-        )  # fmt: skip
-        beats = Counter(
-            "amp_executor_heartbeats", "Signs of life sent to engines, by outcome", ["outcome"],
-            registry=self.metrics,
-        )  # fmt: skip
         self._spool = spool = Spool(
             self.clock,
             max_bytes=section.spool.max_bytes,
             max_files=section.spool.max_files,
             record_bytes=section.max_result_bytes * VIEWS_OF_RESULT,
         )
-        Gauge("amp_executor_spooled_results", "Attempts in the spool", registry=self.metrics).set_function(
-            lambda: float(len(spool))
-        )
-        Gauge("amp_executor_spool_bytes", "What they take", registry=self.metrics).set_function(
-            lambda: float(spool.bytes)
-        )
+        measures = Measures(self.metrics, self.clock, running=self._attempts.running, spool=spool)
+        self._measured = measures.task
         self._handover = Handover(
             lambda: self.mesh,
             self.spawn,
             delivered=lambda token: self._recovery.settle([token]),
-            count=lambda outcome: delivered.labels(outcome).inc(),
+            count=measures.delivered,
         )
         self._recovery = Recovery(
             spool_root(self.settings),
@@ -137,7 +114,7 @@ class TaskExecutor(Agent):
             lambda: self.mesh,
             self.spawn,
             unwanted=lambda token: self._runner.cancel(token),
-            count=lambda outcome: beats.labels(outcome).inc(),
+            count=measures.beat,
         )
         self._runner = AttemptRunner(
             self._attempts,
@@ -246,24 +223,7 @@ class TaskExecutor(Agent):
         perform = self._execution.enveloped if task_type is None else self._execution.plain
         return await self._measured(capability, perform(work))
 
-    async def _measured(self, capability: str, work: Awaitable[msgspec.Raw]) -> msgspec.Raw:
-        started = self.clock.monotonic()
-        outcome = "failed"
-        try:
-            answer = await work
-            outcome = "completed"
-            return answer
-        except AmpError as error:
-            self.logger.debug("task_failed", capability=capability, code=error.code, reason=error.message)
-            raise
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        finally:
-            self._finished_tasks.labels(capability, outcome).inc()
-            self._seconds.labels(capability).observe(self.clock.monotonic() - started)
-
-    def _progress_of(self, attempt: Attempt) -> Callable[[Mapping[str, Any]], Awaitable[None]]:
+    def _progress_of(self, attempt: Attempt) -> Progress:
         """Return what a handler calls to tell watchers how far it is; too frequent calls are dropped."""
         told: list[float] = []
 
