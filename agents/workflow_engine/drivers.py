@@ -100,8 +100,11 @@ class Drivers:
     def begin(self, plan: Plan, step: machine.Step) -> asyncio.Task[contracts.AppendOutcome]:
         """Store the first step of an instance and drive it; the task returns what became of the append.
 
-        Whoever waits for the task may go away: the instance is driven all the same.
+        Whoever waits for the task may go away: the instance is driven all the same. One that is driven already is a
+        conflict, and nothing is asked of the store.
         """
+        if (known := self._by_id.get(step.instance.id)) is not None:
+            return self._spawn(_taken(known), f"start {known.id}")
         driver = self._driver(plan, step.instance, epoch=1)
         self._beginning.add(driver.id)
         self._add(driver)
@@ -255,3 +258,9 @@ class Drivers:
         )
         if outcome.status != "ok":
             logger.warning("quarantine_not_marked", instance_id=row.instance_id, status=outcome.status)
+
+
+async def _taken(known: Driver) -> contracts.AppendOutcome:
+    """Return what the store would say to a second start of an instance."""
+    await known.stored()
+    return contracts.AppendOutcome(instance_id=known.id, status="conflict", seq=known.committed.seq)

@@ -125,6 +125,19 @@ async def test_a_start_whose_caller_went_away_is_driven_all_the_same(tmp_path: P
         assert await engine.stop_workflow("order-7") == "cancelled"
 
 
+async def test_a_repeated_start_leaves_a_running_instance_to_who_drives_it(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path, agents=(StateManager, WorkflowEngine)) as mesh:
+        engine: WorkflowEngine = mesh.agents[1]
+        await mesh.define(WAITING)
+        await started(mesh, instance_id="order-7")
+        driver = engine.driver_of("order-7")
+        again = await started(mesh, instance_id="order-7")
+        assert not again.created
+        assert engine.driver_of("order-7") is driver
+        assert driver is not None
+        assert not driver.lost
+
+
 async def test_the_same_key_and_request_get_the_same_answer_for_ever(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, agents=(StateManager, WorkflowEngine)) as mesh:
         await mesh.define(WAITING)
