@@ -7,7 +7,7 @@ and it never says more than it was told. Every unfinished instance and every unf
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from orchestration import contracts, reasons, times
+from orchestration import contracts, reasons, task_reasons, times
 from orchestration.contracts import Reason
 from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.instance import Instance, Run
@@ -59,7 +59,7 @@ def why_task(
     """Return what one task waits for, then what holds up the whole instance. A final task has one reason, `ended`."""
     run = instance.runs[task_id]
     if run.status.is_final:
-        return (reasons.task_ended(run, instance),)
+        return (task_reasons.task_ended(run, instance),)
     teller = _Teller(plan, instance, now, surroundings)
     return (*teller.task(task_id), *teller.whole())
 
@@ -114,12 +114,12 @@ class _Teller:
             case TaskStatus.OUTCOME_UNKNOWN if run.reconciling:
                 yield self._calls("reconciling", run, task.reconcile)
             case TaskStatus.OUTCOME_UNKNOWN:
-                yield reasons.needs_person(run, task, self._ends)
+                yield task_reasons.needs_person(run, task, self._ends)
             case _ if run.awaiting_fallback:
                 yield self._calls("waiting_for_fallback", run, task.on_error.fallback)
             case _ if run.deciding:
                 alone = self._around.offers.get(contracts.ERROR_HANDLE.id) == ()
-                yield reasons.error_handler_deciding(
+                yield task_reasons.error_handler_deciding(
                     run, alone=alone, owner=self._around.owner, until=self._ends
                 )
             case _:
@@ -145,8 +145,10 @@ class _Teller:
         evaluator = contracts.CONDITION_EVALUATE.id
         evaluators = self._around.offers.get(evaluator)
         if evaluators == ():
-            yield reasons.nobody_offers(task.id, evaluator, self._ends)
-        yield reasons.condition_being_evaluated(task.id, condition.expression, evaluators or (), self._ends)
+            yield task_reasons.nobody_offers(task.id, evaluator, self._ends)
+        yield task_reasons.condition_being_evaluated(
+            task.id, condition.expression, evaluators or (), self._ends
+        )
 
     def _turn_has_come(self, task_id: str) -> Reason:
         instance, around = self._instance, self._around
@@ -156,25 +158,27 @@ class _Teller:
             case InstanceStatus.PENDING:
                 return reasons.waiting_for_slot(instance.id, around.slots, around.owner, task_id)
             case _:
-                return reasons.starting(task_id, around.owner, self._ends)
+                return task_reasons.starting(task_id, around.owner, self._ends)
 
     def _retrying(self, run: Run, task: TaskPlan) -> Reason:
         instance = self._instance
         if instance.status is not InstanceStatus.PAUSED:
-            return reasons.retry_at(run, task.retry.max_attempts, run.due_at)
+            return task_reasons.retry_at(run, task.retry.max_attempts, run.due_at)
         if run.due_at is not None and run.due_at <= self._now:
             return reasons.paused(instance, self._ends, run.task_id)
-        return reasons.retry_at(run, task.retry.max_attempts, instance.resume_at or self._ends, held=True)
+        return task_reasons.retry_at(
+            run, task.retry.max_attempts, instance.resume_at or self._ends, held=True
+        )
 
     def _calls(self, code: str, run: Run, called: str) -> Reason:
         cause = self._cause(called)
         sentence = cause.sentence if cause is not None else ""
-        return reasons.waits_for_called(code, run, called, sentence, self._ends)
+        return task_reasons.waits_for_called(code, run, called, sentence, self._ends)
 
     def _not_called(self, task: TaskPlan) -> Reason:
         users = [user.id for user in self._plan.tasks.values() if user.on_error.fallback == task.id]
         asking = [user.id for user in self._plan.tasks.values() if user.reconcile == task.id]
-        return reasons.not_called(task.id, users or asking, reconciles=not users, until=self._ends)
+        return task_reasons.not_called(task.id, users or asking, reconciles=not users, until=self._ends)
 
     # --- what is waited for ----------------------------------------------------------------------------
 
@@ -189,7 +193,9 @@ class _Teller:
         for root, waiting in list(by_root.items())[:MAX_NAMED_DEPENDENCIES]:
             cause = self._cause(root) or self._turn_has_come(root)
             status = self._instance.runs[waiting[0]].status
-            yield reasons.dependency(task.id, waiting, self._chain(waiting[0]), cause, status, len(waits_for))
+            yield task_reasons.dependency(
+                task.id, waiting, self._chain(waiting[0]), cause, status, len(waits_for)
+            )
 
     def _cause(self, task_id: str) -> Reason | None:
         """Return the first reason of a task; None when it is final, or when the question leads back to itself."""
@@ -225,37 +231,37 @@ class _Teller:
         place = self._around.places.get(run.token)
         if place is not None and place.state == "awaited":
             until = place.until or self._attempt_ends(run, task)
-            yield reasons.waiting_for_result(run, task, place, until)
+            yield task_reasons.waiting_for_result(run, task, place, until)
         elif place is not None and place.state == "assigned":
             yield from self._assigned(run, task, place)
         else:
             yield from self._not_taken(run, task, place)
 
     def _assigned(self, run: Run, task: TaskPlan, place: Place) -> Iterator[Reason]:
-        yield reasons.running(run, task, place.agent_id, self._attempt_ends(run, task))
+        yield task_reasons.running(run, task, place.agent_id, self._attempt_ends(run, task))
         last = place.last_sign_at
         if task.heartbeat_seconds > 0 and last is not None:
             silent_seconds = (self._now - last).total_seconds()
             if silent_seconds >= task.heartbeat_seconds * SILENT_PART:
                 until = last + timedelta(seconds=task.heartbeat_seconds)
-                yield reasons.heartbeat_missing_soon(task, place, silent_seconds, until)
+                yield task_reasons.heartbeat_missing_soon(task, place, silent_seconds, until)
 
     def _not_taken(self, run: Run, task: TaskPlan, place: Place | None) -> Iterator[Reason]:
         """Nobody has the attempt yet; when nobody knows where it is and agents have room, it is taken as running."""
         offerers = self._around.offers.get(task.capability)
         until = self._start_ends(run, task)
         if offerers == ():
-            yield reasons.nobody_offers(task.id, task.capability, until)
+            yield task_reasons.nobody_offers(task.id, task.capability, until)
             return
         if place is not None and place.state == "held":
-            yield reasons.dispatch_limit(task, place, self._around.owner, until)
+            yield task_reasons.dispatch_limit(task, place, self._around.owner, until)
         elif place is not None or _all_full(offerers):
-            yield reasons.agents_busy(task, place, offerers or (), until)
+            yield task_reasons.agents_busy(task, place, offerers or (), until)
         else:
-            yield reasons.running(run, task, "", self._attempt_ends(run, task))
+            yield task_reasons.running(run, task, "", self._attempt_ends(run, task))
         preferred = task.agent_id
         if preferred and offerers is not None and preferred not in {each.agent_id for each in offerers}:
-            yield reasons.preferred_agent_absent(task, preferred, until)
+            yield task_reasons.preferred_agent_absent(task, preferred, until)
 
     # --- when it ends by itself ------------------------------------------------------------------------
 

@@ -288,6 +288,10 @@ class WorkflowEngine(Agent):
         """Return an instance that ended here lately."""
         return self._drivers.recent.get(instance_id)
 
+    def set_aside_here(self, instance_id: str) -> str:
+        """Return why this engine left an instance alone; empty when it did not."""
+        return self._drivers.quarantined.get(instance_id, "").removeprefix("quarantined: ")
+
     def slots_for(self, instance_id: str) -> surroundings.Slots:
         """Return how the slots are taken, and the instance's place in the line."""
         return surroundings.Slots(

@@ -53,6 +53,10 @@ class EngineView(Protocol):
         """Return an instance that ended here lately."""
         ...
 
+    def set_aside_here(self, instance_id: str) -> str:
+        """Return why this engine left an instance alone; empty when it did not."""
+        ...
+
     def slots_for(self, instance_id: str) -> Slots:
         """Return how the slots are taken, and the instance's place in the line."""
         ...
@@ -96,6 +100,9 @@ class Explainer:
         if ended is not None:
             return self._answer(asked, *ended, Surroundings())
         row = await self._histories.row(asked.instance_id)
+        if cause := self._engine.set_aside_here(asked.instance_id):
+            set_aside = reasons.quarantined(row.instance_id, cause, self._agent_id)
+            return self._told(asked, str(row.status), (set_aside,))
         agent_id = row.owner.rpartition(":")[0]
         if not row.status.is_final and agent_id and agent_id != self._agent_id:
             told = await self._ask_owner(asked, agent_id)
