@@ -8,7 +8,6 @@ from orchestration.definition.plan import Plan, TaskPlan
 from orchestration.instance import Instance, Run
 from orchestration.masking import mask_inputs
 from orchestration.status import InstanceStatus, TaskStatus
-from orchestration.times import due_of_task
 
 MAX_CURRENT_TASKS = 5
 """Most ids that a row's `current_tasks` names."""
@@ -44,7 +43,8 @@ def wake_reason(plan: Plan, instance: Instance) -> str:
         case InstanceStatus.PENDING:
             return "waits for a free slot (workflow_engine.max_concurrent_workflows)"
         case InstanceStatus.PAUSED:
-            until = "" if instance.resume_at is None else f", until {_short(instance.resume_at)}"
+            ends = instance.resume_at
+            until = "" if ends is None else f", until {ends.isoformat(timespec='seconds')}"
             return f"paused: {instance.pause_reason or 'by request'}{until}"
         case InstanceStatus.RUNNING:
             shown = list(instance.active)[:MAX_CURRENT_TASKS]
@@ -72,13 +72,7 @@ def _task_reason(task: TaskPlan, run: Run) -> str:
         case _ if run.deciding:
             return f"{run.task_id} waits for the error handler"
         case _:
-            due = due_of_task(task, run, InstanceStatus.RUNNING)
-            until = "" if due is None else f", until {_short(due.at)}"
-            return f"{run.task_id} runs or waits for an agent with {task.capability}, attempt {run.attempt}{until}"
-
-
-def _short(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")
+            return f"{run.task_id} runs or waits for an agent with {task.capability}, attempt {run.attempt}"
 
 
 def status_document(plan: Plan, instance: Instance) -> tuple[dict[str, Any], dict[str, Any]]:
