@@ -7,13 +7,13 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
 from agents.state_manager.backups import BACKUP_FOLDER, Backups
-from agents.state_manager.cache import RedisLevel, StateCache
+from agents.state_manager.cache import StateCache
 from agents.state_manager.contexts import Contexts, shown
 from agents.state_manager.errors import StateManagerError, StoreDamaged, StoreLost
 from agents.state_manager.hints import LogHints
@@ -35,6 +35,9 @@ from orchestration import contracts
 from runtime.errors import RuntimeFault
 from runtime.ids import new_id
 from runtime.process import EXIT_UNUSABLE
+
+if TYPE_CHECKING:
+    from agents.state_manager.redis_level import RedisLevel
 
 EVENT_CONTEXT_UPDATE = "context_update"
 
@@ -470,10 +473,12 @@ class StateManager(Agent):
             self.exit_code = EXIT_UNUSABLE
         self.failed.set()
 
-    def _redis(self) -> RedisLevel | None:
+    def _redis(self) -> "RedisLevel | None":
         section, database = self.settings.state_manager, self.settings.database
         if not section.use_redis and not database.redis_enabled:
             return None
+        from agents.state_manager.redis_level import RedisLevel
+
         name, url = (
             ("state_manager.redis_url", section.redis_url)
             if section.use_redis

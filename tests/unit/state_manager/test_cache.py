@@ -11,7 +11,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from agents.state_manager import cache as cache_module
-from agents.state_manager.cache import REDIS_RETRY_SECONDS, RedisLevel, StateCache
+from agents.state_manager import redis_level
+from agents.state_manager.cache import StateCache
+from agents.state_manager.redis_level import REDIS_RETRY_SECONDS, RedisLevel
 from agents.state_manager.storage.base import StoredState
 from tests.unit.state_manager.store_values import START, ManualClock, until
 
@@ -208,7 +210,7 @@ async def test_what_redis_missed_during_an_outage_is_not_believed_after_it(
 async def test_too_many_waiting_writes_count_as_an_outage(
     clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "MAX_PENDING_WRITES", 2)
+    monkeypatch.setattr(redis_level, "MAX_PENDING_WRITES", 2)
     level = make_redis_level(clock, NOWHERE)
     for name in ("a", "b", "c"):
         level.put(name, make_state(name))
