@@ -22,13 +22,12 @@ from amp import crash
 from orchestration import contracts
 from tests.chaos import handlers
 from tests.chaos.workload import DEFINITIONS, HANDLERS_PATH
-from tests.processes import JOIN_SECONDS, ROOT, STOP_SECONDS, Processes, free_port
+from tests.processes import JOIN_SECONDS, ROOT, Processes, free_port
 
 LOOK_SECONDS = 0.02
 """How often the supervisor looks whether a process has ended."""
 FAILED_START_SECONDS = 0.5
 """Wait before a process that ended by itself is started again, so that a broken one does not spin."""
-LIFE_END_SECONDS = 60.0
 MAX_LIVES = 10_000
 TAIL_LINES = 25
 
@@ -304,15 +303,3 @@ async def running_chaos(folder: Path, **options: object) -> AsyncIterator[ChaosM
         yield mesh
     finally:
         await mesh.stop()
-
-
-__all__ = [
-    "LIFE_END_SECONDS",
-    "STOP_SECONDS",
-    "ChaosMesh",
-    "Death",
-    "Life",
-    "eventually",
-    "processes_below",
-    "running_chaos",
-]
