@@ -233,3 +233,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def close(self) -> None:
         """Take nothing more."""
         self.end()
+
+    def __del__(self) -> None:
+        """Let go of nothing: the loop has no file, socket or thread."""
