@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from agents.workflow_engine.driver import KeptResult
+from agents.workflow_engine.driver import Driver, KeptResult
 from agents.workflow_engine.flights import Flight
 from amp import crash
 from amp.client import MeshClient
@@ -157,13 +157,34 @@ class Attempts:
             )
         )
 
+    async def hand_on(
+        self, driver: Driver, stimulus: st.AttemptSucceeded | st.AttemptErrored, kept: KeptResult | None
+    ) -> None:
+        """Put an ending that could not be recorded into the inbox of its instance."""
+        if isinstance(stimulus, st.AttemptErrored):
+            data = {"error": msgspec.to_builtins(stimulus.error)}
+        else:
+            named = stimulus.primary_output
+            primary = stimulus.outputs.get(named) if named else stimulus.primary
+            result = TaskResult(
+                result={}, outputs=stimulus.outputs, primary=primary, metadata=stimulus.metadata
+            )
+            data = {"result": msgspec.to_builtins(result)}
+        await self._put(driver, stimulus.task_id, stimulus.token, data, kept)
+
     async def _hand_on(self, flight: Flight, data: dict[str, Any], kept: KeptResult | None) -> None:
         """Put an ending into the inbox of an instance that another engine owns by now."""
+        data = {"attempt": flight.attempt, **data}
+        await self._put(flight.driver, flight.task.id, flight.token, data, kept)
+
+    async def _put(
+        self, driver: Driver, task_id: str, token: str, data: dict[str, Any], kept: KeptResult | None
+    ) -> None:
         request = contracts.InboxPutRequest(
-            instance_id=flight.driver.id,
+            instance_id=driver.id,
             kind="task_result",
-            data={"task_id": flight.task.id, "attempt": flight.attempt, "token": flight.token, **data},
-            dedupe_key=flight.token,
+            data={"task_id": task_id, "token": token, **data},
+            dedupe_key=token,
         )
         try:
             await self._mesh.request(
@@ -174,11 +195,11 @@ class Attempts:
                 resend=True,
             )
         except AmpError as error:
-            logger.warning("result_not_handed_on", instance_id=flight.driver.id, code=error.code)
+            logger.warning("result_not_handed_on", instance_id=driver.id, code=error.code)
             return
-        logger.info("result_handed_on", instance_id=flight.driver.id, task_id=flight.task.id)
+        logger.info("result_handed_on", instance_id=driver.id, task_id=task_id)
         if kept is not None:
-            flight.driver.settle(kept)
+            driver.settle(kept)
 
     async def await_result(self, flight: Flight, *, whole_time: bool) -> None:
         """Wait for a result that comes through the inbox; without one the attempt's outcome is unknown.

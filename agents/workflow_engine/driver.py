@@ -7,7 +7,7 @@ Questions (conditions, recovery) change nothing and are asked at once. Only this
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -32,8 +32,10 @@ LOOK_AGAIN_SECONDS = 600.0
 MAX_TIMER_SECONDS = 3600.0
 """Longest single wait of a timer: a longer one is waited for in pieces, so a clock that jumps is noticed."""
 
-_CHANGES_ALL = (ev.InstanceAdmitted, ev.InstancePaused, ev.InstanceResumed)
+_CHANGES_ALL = frozenset({ev.InstanceAdmitted, ev.InstancePaused, ev.InstanceResumed})
 """Facts after which other things are due, or none."""
+_CHANGES_ONE = (ev.TaskStarted, ev.TaskRetrying)
+"""Facts after which something else is due for their task."""
 
 logger = structlog.get_logger(__name__)
 
@@ -47,6 +49,10 @@ class Performer(Protocol):
 
     def settle(self, kept: "KeptResult") -> None:
         """Have the agent told that a result which it keeps is recorded, or will never be wanted; never wait for it."""
+        ...
+
+    def hand_on(self, driver: "Driver", letters: "Sequence[Letter]") -> None:
+        """Give results that this engine cannot record to the engine that owns the instance; never wait for it."""
         ...
 
 
@@ -197,8 +203,10 @@ class Driver:
         self.post(st.Tick(at=self._clock.now()))
 
     def let_go(self) -> None:
-        """Stop driving: another engine owns the instance, or this process ends."""
+        """Stop driving: another engine owns the instance, or this process ends. Results that wait are handed on."""
         self.lost = True
+        if self._mailbox:
+            self._performer.hand_on(self, list(self._mailbox))
         self._mailbox.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -219,8 +227,10 @@ class Driver:
         orders: list[cmd.Command] = []
         consumed: list[int] = []
         kept: list[KeptResult] = []
+        letters: list[Letter] = []
         while self._mailbox:
             letter = self._mailbox.popleft()
+            letters.append(letter)
             if letter.inbox_id:
                 consumed.append(letter.inbox_id)
             if letter.kept is not None:
@@ -244,6 +254,7 @@ class Driver:
                 self._break_down(before, outcome.reason)
                 return
             if outcome.status != "ok":
+                self._performer.hand_on(self, letters)
                 self.let_go()
                 self._on_lost(self, f"{outcome.status}, the log has seq {outcome.seq}")
                 return
@@ -309,11 +320,11 @@ class Driver:
     def _note_facts(self, facts: "tuple[ev.Event, ...] | list[ev.Event]") -> None:
         """Note what facts make due. `instance` is as all the facts of the turn made it."""
         instance = self.instance
-        if any(isinstance(fact, _CHANGES_ALL) for fact in facts):
-            self._note_all_due()
-            return
         for fact in facts:
-            if isinstance(fact, (ev.TaskStarted, ev.TaskRetrying)):
+            if type(fact) in _CHANGES_ALL:
+                self._note_all_due()
+                return
+            if isinstance(fact, _CHANGES_ONE):
                 task, run = self.plan.tasks[fact.task_id], instance.runs[fact.task_id]
                 due = due_of_task(task, run, instance.status)
                 if due is not None:
@@ -345,7 +356,7 @@ class Driver:
     def _is_due_still(self, due: Due) -> bool:
         instance = self.instance
         if not due.task_id:
-            return due in due_of_instance(self.plan, instance)
+            return due.what == "global_timeout" or due in due_of_instance(self.plan, instance)
         return due == due_of_task(self.plan.tasks[due.task_id], instance.runs[due.task_id], instance.status)
 
     def _next_wake(self) -> datetime | None:

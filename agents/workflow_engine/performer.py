@@ -4,7 +4,7 @@ Nothing is decided here. A command that is under way is not performed twice: who
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from random import Random
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,7 +13,7 @@ import structlog
 
 from agents.workflow_engine import heartbeats
 from agents.workflow_engine.attempts import Attempts
-from agents.workflow_engine.driver import Driver, KeptResult
+from agents.workflow_engine.driver import Driver, KeptResult, Letter
 from agents.workflow_engine.flights import Flight, Flights
 from agents.workflow_engine.peers import Peer, Peers
 from agents.workflow_engine.questions import Question, Questions
@@ -98,6 +98,17 @@ class MeshPerformer:
     def settle(self, kept: KeptResult) -> None:
         """Have the agent told that a result which it keeps is recorded, or will never be wanted."""
         self._settlements.add(kept)
+
+    def hand_on(self, driver: Driver, letters: Sequence[Letter]) -> None:
+        """Put results that this engine cannot record into the inbox, for the engine that owns the instance."""
+        for letter in letters:
+            stimulus = letter.stimulus
+            if driver.committed.status.is_final:
+                if letter.kept is not None:
+                    self.settle(letter.kept)
+            elif not letter.inbox_id and isinstance(stimulus, st.AttemptSucceeded | st.AttemptErrored):
+                work = self._attempts.hand_on(driver, stimulus, letter.kept)
+                self._spawn(work, f"hand on {stimulus.token}")
 
     def place_of(self, token: str) -> Place | None:
         """Return where an attempt is as far as this engine alone knows: held back here, or its result awaited."""

@@ -1,11 +1,11 @@
 """One driver: it stores first and acts afterwards, whatever arrives meanwhile."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from agents.workflow_engine.driver import LOOK_AGAIN_SECONDS, Driver, KeptResult
+from agents.workflow_engine.driver import LOOK_AGAIN_SECONDS, Driver, KeptResult, Letter
 from orchestration import commands as cmd
 from orchestration import contracts, machine
 from orchestration import stimuli as st
@@ -59,6 +59,7 @@ class Stage:
         self.log = FakeLog()
         self.performed: list[cmd.Command] = []
         self.settled: list[KeptResult] = []
+        self.handed_on: list[st.AnyStimulus] = []
         self.lost: list[str] = []
         self.changes = 0
         self.step = machine.start(plan, "ins_1", {}, at=self.clock.now(), admit=admit)
@@ -80,6 +81,9 @@ class Stage:
 
     def perform(self, driver: Driver, command: cmd.Command) -> None:
         self.performed.append(command)
+
+    def hand_on(self, driver: Driver, letters: Sequence[Letter]) -> None:
+        self.handed_on.extend(letter.stimulus for letter in letters)
 
     def settle(self, kept: KeptResult) -> None:
         self.settled.append(kept)
@@ -134,10 +138,12 @@ async def test_an_instance_that_another_engine_owns_is_let_go() -> None:
     stage = Stage(make_plan(make_task("a"), make_task("b", "a")))
     await stage.driver.begin(stage.step)
     stage.log.answer = "stale_owner"
-    stage.driver.post(stage.success("a"))
+    result = stage.success("a")
+    stage.driver.post(result)
     await stage.driver.idle()
     assert stage.driver.lost
     assert stage.lost
+    assert stage.handed_on == [result]
     assert [command.task_id for command in stage.performed] == ["a"]
 
 

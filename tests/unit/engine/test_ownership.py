@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from agents.base import Agent
 from agents.state_manager import StateManager
 from agents.workflow_engine import WorkflowEngine
 from agents.workflow_engine.ownership import fair_share
-from amp.capability import Incoming
+from amp.capability import Capability, Incoming, Offer
 from amp.errors import AmpError
 from orchestration import contracts
 from orchestration import events as ev
@@ -53,6 +54,7 @@ class Store(StateManager):
     """A state manager that can lose answers and keep an engine waiting."""
 
     lose_claims = 0
+    held_appends = 0
     cut_off = ""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
@@ -71,6 +73,7 @@ class Store(StateManager):
         return await super().lease(incoming)
 
     async def append(self, incoming: Incoming) -> contracts.AppendReply:
+        self.held_appends += incoming.message.source.agent_id == self.cut_off
         await self._pass(incoming)
         return await super().append(incoming)
 
@@ -167,6 +170,47 @@ async def test_an_engine_that_is_cut_off_commits_nothing_and_tells_nothing_old(t
         (row,) = await rows(mesh)
     assert told.instance["status"] == "paused", "it asked the store, because its lease was over"
     assert (row.status, row.owner) == (InstanceStatus.PAUSED, second.owner)
+
+
+class Holder(Agent):
+    """An agent whose only work is done when the test lets it."""
+
+    section_name = "task_executor"
+
+    def offers(self) -> list[Offer]:
+        return [Offer(capability=Capability(id="held"), handler=self.work)]
+
+    async def on_start(self) -> None:
+        self.begun = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def work(self, incoming: Incoming) -> dict[str, int]:
+        self.begun.set()
+        await self.let_go.wait()
+        return {"paid": 1}
+
+
+async def test_a_result_that_reached_the_engine_that_lost_the_instance_reaches_the_other(
+    tmp_path: Path,
+) -> None:
+    overrides = {"workflow_engine": QUICK_LEASE}
+    async with running_mesh(tmp_path, agents=(Store, WorkflowEngine), **overrides) as mesh:
+        store, first, second = await two_engines(mesh)
+        holder: Holder = await mesh.add(Holder)
+        once = {**FLOW["tasks"][0], "effects": "once", "outputs": ["paid"]}  # type: ignore[index,dict-item]
+        await mesh.define({**FLOW, "tasks": [once]})
+        name = (await first.start_workflow("flow")).id
+        await holder.begun.wait()
+        store.cut_off = first.agent_id
+        await until(lambda: name in second._drivers)
+        holder.let_go.set()
+        await until(lambda: store.held_appends > 0)
+        store.cut_off = ""
+        store.healed.set()
+        document = await mesh.until(name)
+    assert document.instance["status"] == "completed"
+    assert document.tasks["wait"]["outputs"] == {"paid": 1}
+    assert document.tasks["wait"]["attempt_count"] == 1
 
 
 @pytest.mark.parametrize("order", ["pause", "stop", "skip"])
