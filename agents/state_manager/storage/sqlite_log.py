@@ -243,7 +243,14 @@ class LogTables(SqliteCore):
         rows, was_cut = await self.read_some(_READ_INSTANCE_LOG, values, _event_bytes, MAX_PAGE_BYTES)
         more = was_cut or len(rows) == request.limit
         reached = rows[-1][2] if rows else request.after
-        return LogReadReply(events=self._records(rows), next=reached, end=not more)
+        events = self._records(rows)
+        if not request.types and [event.seq for event in events] != [
+            *range(request.after + 1, request.after + 1 + len(events))
+        ]:
+            damaged = StoreDamaged(f"events of {request.instance_id!r} are missing after {request.after}")
+            self._note_lost(damaged)
+            raise damaged
+        return LogReadReply(events=events, next=reached, end=not more)
 
     # --- instances -----------------------------------------------------------------------------------------
 

@@ -175,6 +175,21 @@ async def test_event_that_is_not_what_was_written_ends_the_process(store: Path) 
     await again.stop()
 
 
+async def test_event_that_is_missing_ends_the_process(store: Path) -> None:
+    storage = make_storage(store)
+    await storage.start()
+    await storage.stop()
+    spoil(store, "DELETE FROM events WHERE instance_id = 'i3' AND seq = 1")
+    lost: list[StoreLost] = []
+    storage = make_storage(store, lost)
+    await storage.start()
+    assert len((await storage.read_log(LogReadRequest(instance_id="i2"))).events) == 2
+    with pytest.raises(StoreDamaged, match="are missing"):
+        await storage.read_log(LogReadRequest(instance_id="i3"))
+    assert [type(each) for each in lost] == [StoreDamaged]
+    await storage.stop()
+
+
 async def test_events_of_older_releases_have_no_checksum_and_are_read(store: Path) -> None:
     storage = make_storage(store)
     await storage.start()
