@@ -1,8 +1,12 @@
 """Attempts whose end must not be lost: what this executor took on, what it began, and how that ended.
 
-An attempt that must not be repeated is noted before its effect and its ending after it, both on the disk before
-anybody is told. A successor reads from the states what can be said of it: accepted - it never began; begun - nobody
-knows; result - this is how it ended. This module never decides what follows from that.
+An attempt that must not be repeated is noted before its effect and its ending after it, both on the disk before the
+next step. A successor reads from the states what can be said of it: accepted - it never began; begun - nobody knows;
+result - this is how it ended. This module never decides what follows from that.
+
+Each step waits for the disk once. Of an intent the name has to be there, for it is what says "begun"; were its content
+lost with the power, nothing would be told of the attempt, and its outcome would count as unknown all the same. Of an
+ending the content has to be there; were its name lost, the intent would still be found.
 """
 
 import enum
@@ -24,7 +28,8 @@ from amp.errors import AmpError
 from orchestration.contracts import Attempt
 from runtime.clock import Clock
 
-DISK_THREADS = 2
+DISK_THREADS = 8
+"""Waits for the disk at the same time; the file system makes one of those that meet."""
 HEAD_BYTES = 16 * 1024
 """What a record takes besides its result, at most."""
 BUSY_SECONDS = 1.0
@@ -172,7 +177,9 @@ class Spool:
         entry, folder = self._entries[token], self._folder
         assert folder is not None
         try:
-            await self._disk.run(partial(folder.put, entry.name, before=ACCEPTED, after=BEGUN, sync=True))
+            await self._disk.run(
+                partial(folder.put, entry.name, before=ACCEPTED, after=BEGUN, sync_name=True)
+            )
         except OSError as error:
             raise SpoolFull(f"the spool cannot be written: {error.strerror}", BUSY_SECONDS) from None
         entry.state = State.BEGUN
@@ -269,7 +276,7 @@ class Spool:
                     _set_aside(folder, f"{name}{suffix}", "is no record")
                 continue
             if suffix == PARTIAL:
-                folder.put(name, after=RESULT, sync=False)
+                folder.put(name, after=RESULT)
             if name not in found or found[name][1].state < state:
                 entry = Entry(name, state, len(content or b""), self._clock.monotonic(), record.engine_id)
                 found[name] = (record.token, entry)
@@ -279,13 +286,13 @@ class Spool:
 def _note(folder: SpoolFolder, name: str, content: bytes) -> int:
     """Write a new record and return how much room is left after it."""
     folder.write(name, content)
-    folder.put(name, after=ACCEPTED, sync=False)
+    folder.put(name, after=ACCEPTED)
     return folder.free_bytes()
 
 
 def _conclude(folder: SpoolFolder, name: str, sync: bool) -> None:
     """Make a written ending what is known of an attempt."""
-    folder.put(name, after=RESULT, sync=sync)
+    folder.put(name, after=RESULT, sync_content=sync)
     for suffix in (BEGUN, ACCEPTED):
         (folder.path / f"{name}{suffix}").unlink(missing_ok=True)
 

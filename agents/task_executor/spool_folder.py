@@ -58,13 +58,26 @@ class SpoolFolder:
         finally:
             os.close(descriptor)
 
-    def put(self, name: str, *, before: str = PARTIAL, after: str, sync: bool) -> None:
-        """Give a record its new state: whole under one name or the other, and on the disk when `sync`."""
+    def put(
+        self,
+        name: str,
+        *,
+        before: str = PARTIAL,
+        after: str,
+        sync_content: bool = False,
+        sync_name: bool = False,
+    ) -> None:
+        """Give a record its new state: it has one name or the other, whenever the process ends.
+
+        Args:
+            sync_content: What it says is on the disk before it gets the new name.
+            sync_name: The new name is on the disk when this returns.
+        """
         old = self.path / f"{name}{before}"
-        if sync:
+        if sync_content:
             _sync(old, os.O_RDONLY)
         old.rename(self.path / f"{name}{after}")
-        if sync:
+        if sync_name:
             _sync(self.path, os.O_RDONLY | os.O_DIRECTORY)
 
     def remove(self, names: list[str]) -> None:

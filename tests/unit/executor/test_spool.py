@@ -107,10 +107,10 @@ async def test_intent_and_ending_are_synced_before_anybody_can_be_told(
     assert [step for step in done if step.startswith("sync")] == []
     done.clear()
     await made.begin("t")
-    assert done == ["sync t.accepted", "rename .begun", "sync executor"]
+    assert done == ["rename .begun", "sync executor"]
     done.clear()
     await made.keep(attempt(), msgspec.Raw(b"1"), engine_id="e", sync=True)
-    assert done == ["sync t.partial", "rename .result", "sync executor"]
+    assert done == ["sync t.partial", "rename .result"]
     assert files(tmp_path) == {record_name("t"): RESULT}
     done.clear()
     await made.keep(attempt("u"), msgspec.Raw(b"1"), engine_id="e", sync=False)
@@ -253,4 +253,17 @@ async def test_what_cannot_be_read_is_set_aside_and_the_start_goes_on(tmp_path: 
     second = await spool(tmp_path)
     assert second.tokens() == ["good"]
     assert len(list((folder / ASIDE).iterdir())) == 6
+    second.close()
+
+
+async def test_an_intent_whose_content_was_lost_with_the_power_says_nothing_and_hinders_nobody(
+    tmp_path: Path,
+) -> None:
+    first = await spool(tmp_path)
+    await first.accept(attempt())
+    await first.begin("t")
+    first.close()
+    (tmp_path / "executor" / f"{record_name('t')}{BEGUN}").write_bytes(b"")
+    second = await spool(tmp_path)
+    assert (len(second), files(tmp_path)) == (0, {})
     second.close()

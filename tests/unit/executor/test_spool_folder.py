@@ -30,7 +30,7 @@ def test_a_living_process_is_never_robbed_of_its_folder(tmp_path: Path) -> None:
 def test_folders_without_a_living_process_are_found_and_their_records_taken_over(tmp_path: Path) -> None:
     own, alive, gone = (take(tmp_path, name) for name in ("own", "alive", "gone"))
     gone.write("r1", b"{}")
-    gone.put("r1", after=RESULT, sync=True)
+    gone.put("r1", after=RESULT, sync_name=True)
     gone.write("r2", b"{}")
     gone.close()
     (found,) = orphans(tmp_path, own)
@@ -74,7 +74,7 @@ def test_a_lock_on_a_removed_folder_counts_for_nothing(
 def test_files_and_folders_are_for_their_owner_alone(tmp_path: Path) -> None:
     folder = take(tmp_path / "spool", "executor")
     folder.write("r", b"secret")
-    folder.put("r", after=RESULT, sync=True)
+    folder.put("r", after=RESULT, sync_content=True, sync_name=True)
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
     assert folder.path.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in folder.path.iterdir()} == {0o600}
