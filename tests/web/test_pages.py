@@ -347,6 +347,7 @@ async def test_lost_server_is_said_and_found_again(visitors: Any, base: str) -> 
 
     await page.route_web_socket("**/api/ws", between)
     await visitor.open("/instances/ins_01KORDERRUNNING")
+    await expect(page.locator(".instance-head .reason")).to_contain_text("runs since")
     first, behind = server[0]
     await behind.close()
     await first.close()
