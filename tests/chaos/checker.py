@@ -279,6 +279,7 @@ def _check_effects(
 ) -> None:
     """Compare what happened to the world with what the log says about it."""
     attempts = Counter(event.task_id for event in events if isinstance(event, ev.TaskStarted))
+    failures = Counter(event.task_id for event in events if isinstance(event, ev.AttemptFailed))
     lost = sum(1 for event in events if isinstance(event, ev.AttemptLost))
     performed = facts.effects.get(instance.id, ())
     counts = Counter((effect.task, effect.kind) for effect in performed)
@@ -294,7 +295,7 @@ def _check_effects(
                     "done_twice", instance.id, f"{kind} effect of task {task_id} happened {count} times"
                 )
             continue
-        verdict.counts["re_executions"] += count - 1
+        verdict.counts["re_executions"] += max(count - 1 - failures[task_id], 0)
         if count > attempts[task_id] + repeats:
             text = f"{count} effects of task {task_id} in {attempts[task_id]} attempts and {repeats} interruptions"
             verdict.add("broken", instance.id, text)

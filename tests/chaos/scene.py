@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlite3 import OperationalError
 from typing import Any
 
+from amp.errors import AmpError
 from orchestration import contracts
 from tests.chaos.checker import (
     Facts,
@@ -177,10 +178,21 @@ class Scene:
         assert not found, "\n".join(found)
 
     async def ask(self, capability: str, request: object, reply_type: Any = dict) -> Any:
-        """Ask an agent, as long as it takes."""
-        return await self.mesh.client.request(
-            capability, request, reply_type=reply_type, timeout_seconds=20, patience_seconds=20, resend=True
-        )
+        """Ask an agent, again when it was lost over the question."""
+        while True:
+            try:
+                return await self.mesh.client.request(
+                    capability,
+                    request,
+                    reply_type=reply_type,
+                    timeout_seconds=HIT_SECONDS,
+                    patience_seconds=HIT_SECONDS,
+                    resend=True,
+                )
+            except AmpError as error:
+                if not error.retryable:
+                    raise
+                await asyncio.sleep(0.1)
 
 
 class UnderWay:

@@ -48,8 +48,10 @@ async def write_much(scene: Scene) -> None:
     """So much is written that the write-ahead log is moved into the file."""
     for number in range(LARGE_STATES):
         await scene.ask(
-            contracts.STATE_SAVE.id,
-            {"workflow_instance_id": f"large-{number}", "state_data": {"text": LARGE_STATE}},
+            contracts.STATE_SET.id,
+            contracts.StateSetRequest(
+                workflow_instance_id=f"large-{number}", state={"text": LARGE_STATE}, overwrite=True
+            ),
         )
 
 

@@ -8,7 +8,6 @@ from contextlib import closing
 import pytest
 import pytest_asyncio
 
-from amp.errors import AmpError
 from orchestration import contracts
 from tests.chaos.checker import Store
 from tests.chaos.mesh import eventually
@@ -70,7 +69,8 @@ async def test_removing_old_instances_is_done_as_a_whole(scene: Scene) -> None:
         database.executemany(_MAKE_OLD, [(OLD_MICROSECONDS, name) for name in old])
     mesh.release("state")
     life = await mesh.rearm("state", "store.purge.before_commit:1")
-    asking = asyncio.create_task(_purge(scene))
+    request = contracts.PurgeRequest(older_than_days=KEPT_DAYS)
+    asking = asyncio.create_task(scene.ask(contracts.STATE_PURGE.id, request, contracts.PurgeReply))
     await scene.hit(life, "store.purge.before_commit")
     await asking
 
@@ -82,16 +82,3 @@ async def test_removing_old_instances_is_done_as_a_whole(scene: Scene) -> None:
     with Store(mesh.database) as store:
         assert not store.stray_events()
     scene.forget(old)
-
-
-async def _purge(scene: Scene) -> None:
-    """Order the removal, again when the state manager was lost over it."""
-    request = contracts.PurgeRequest(older_than_days=KEPT_DAYS)
-    while True:
-        try:
-            await scene.ask(contracts.STATE_PURGE.id, request, contracts.PurgeReply)
-            return
-        except AmpError as error:
-            if not error.retryable:
-                raise
-            await asyncio.sleep(0.1)
