@@ -20,6 +20,8 @@ from amp.errors import InvalidParameters, LocalProtocolError
 MAX_REASON_CHARACTERS = 300
 MAX_PROBLEMS = 20
 
+_CONTEXT = msgspec.json.Decoder(dict[str, Any])
+
 Status = Literal["success", "partial", "failed"]
 
 
@@ -43,15 +45,19 @@ class Capability:
 class Incoming:
     """A request as its handler receives it.
 
-    `parameters` is the offer's struct, or a dict. `context` is the request payload's context when it is an object,
-    `context_raw` the same as JSON bytes. `timeout_seconds` is how long the requester waits.
+    `parameters` is the offer's struct, or a dict. `context_raw` is the request payload's context as JSON bytes, when it
+    is an object. `timeout_seconds` is how long the requester waits.
     """
 
     parameters: Any
-    context: dict[str, Any] | None
     context_raw: bytes | None
     message: Message
     timeout_seconds: float
+
+    @property
+    def context(self) -> dict[str, Any] | None:
+        """The request payload's context, decoded anew each time, or None when there is none."""
+        return None if self.context_raw is None else _CONTEXT.decode(self.context_raw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,16 @@ import heapq
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import Generic, TypeVar
 
 from amp.envelope import Envelope
 from amp.session import Session
 
 BUCKET_MS = 50.0
+FAR_MS = 60_000.0
+FAR_BUCKETS = 20
+"""A time that is more than `FAR_MS` away is told to this many buckets exactly."""
+K = TypeVar("K", bound=Hashable)
 COMPACT_FROM = 64
 """Queues shorter than this keep their dead rows until they come to the top."""
 
@@ -30,7 +35,6 @@ class Pending:
     order: int
     queue_ms: float = inf
     free: bool = False
-    due_ms: float = 0.0
     bucket: int = 0
     envelope: Envelope | None = None
     queue: tuple[str, str] | None = None
@@ -104,16 +108,21 @@ class RequestQueues:
         return list(self._counts)
 
 
-class Deadlines:
-    """Keys by the time they are due, in buckets of `BUCKET_MS`: adding and dropping take constant time."""
+class Deadlines(Generic[K]):
+    """Keys by the time they are due, in buckets of `BUCKET_MS`: adding and dropping take constant time.
+
+    What is far away shares wider buckets, so that there are never many of them.
+    """
 
     def __init__(self) -> None:
-        self._buckets: dict[int, dict[Hashable, None]] = {}
+        self._buckets: dict[int, dict[K, None]] = {}
         self._order: list[int] = []
 
-    def add(self, key: Hashable, due_ms: float) -> int:
+    def add(self, key: K, now_ms: float, wait_ms: float) -> int:
         """Note a key; return the bucket, which `discard` wants back. A bucket is due when all of it is."""
-        bucket = int(due_ms // BUCKET_MS) + 1
+        bucket = int((now_ms + wait_ms) // BUCKET_MS) + 1
+        if wait_ms > FAR_MS:
+            bucket += -bucket % FAR_BUCKETS
         keys = self._buckets.get(bucket)
         if keys is None:
             self._buckets[bucket] = {key: None}
@@ -122,7 +131,7 @@ class Deadlines:
             keys[key] = None
         return bucket
 
-    def discard(self, key: Hashable, bucket: int) -> None:
+    def discard(self, key: K, bucket: int) -> None:
         """Forget a key."""
         keys = self._buckets.get(bucket)
         if keys is not None:
@@ -138,9 +147,9 @@ class Deadlines:
             del self._buckets[bucket]
         return None
 
-    def pop_due(self, now_ms: float) -> list[Hashable]:
+    def pop_due(self, now_ms: float) -> list[K]:
         """Return the keys that are due and forget them."""
-        due: list[Hashable] = []
+        due: list[K] = []
         while self._order and self._order[0] * BUCKET_MS <= now_ms:
             due.extend(self._buckets.pop(heapq.heappop(self._order)))
         return due

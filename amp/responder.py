@@ -8,10 +8,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 
+from amp.alarms import Alarms
 from amp.capability import Incoming, Offer, Reply
 from amp.envelope import Message, RequestPayload
 from amp.errors import (
@@ -37,7 +37,6 @@ Key = tuple[str, str]
 SendReply = Callable[[Message, Reply | AmpError], bytes]
 
 _PAYLOAD = msgspec.json.Decoder(RequestPayload)
-_CONTEXT = msgspec.json.Decoder(Any)
 _NO_PARAMETERS = b"{}"
 
 
@@ -59,6 +58,8 @@ class Responder:
         self._send = send
         self._resend = resend
         self._running: dict[Key, asyncio.Task[None]] = {}
+        self._limits: Alarms[Key] = Alarms(self._expire)
+        self._expired: set[Key] = set()
         self._kept: OrderedDict[Key, bytes] = OrderedDict()
         self._kept_bytes = 0
 
@@ -89,6 +90,8 @@ class Responder:
 
     async def drain(self, timeout_seconds: float) -> None:
         """Wait for the handlers, at most `timeout_seconds`, then stop the rest."""
+        if not timeout_seconds:
+            self._limits.stop()
         tasks = list(self._running.values())
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_seconds)
@@ -96,32 +99,34 @@ class Responder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _expire(self, key: Key) -> None:
+        self._expired.add(key)
+        self._running[key].cancel()
+
     async def _run(self, key: Key, message: Message) -> None:
         timeout_seconds = message.headers.effective_timeout_ms / 1000
+        limit = self._limits.set(key, timeout_seconds + HANDLER_GRACE_SECONDS)
         body: Reply | AmpError
         try:
-            body = await self._perform(message, timeout_seconds)
+            offer, incoming = self._accept(message, timeout_seconds)
+            result = await offer.handler(incoming)
+            body = result if isinstance(result, Reply) else Reply(result)
         except AmpError as error:
             body = error
+        except asyncio.CancelledError:
+            if key not in self._expired:
+                raise
+            body = RequestTimeout(f"no result within {timeout_seconds} s")
         except Exception as error:  # boundary: a handler's failure becomes an AMP error
             logger.exception(
                 "handler_failed", extra={"message_id": message.id, "from": message.source.agent_id}
             )
             body = ExecutionError(f"the handler failed with {type(error).__name__}")
         finally:
+            self._limits.cancel(key, limit)
+            self._expired.discard(key)
             self._running.pop(key, None)
         self._keep(key, self._send(message, body))
-
-    async def _perform(self, message: Message, timeout_seconds: float) -> Reply:
-        offer, incoming = self._accept(message, timeout_seconds)
-        try:
-            async with asyncio.timeout(timeout_seconds + HANDLER_GRACE_SECONDS) as limit:
-                result = await offer.handler(incoming)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise RequestTimeout(f"no result within {timeout_seconds} s") from None
-        return result if isinstance(result, Reply) else Reply(result)
 
     def _accept(self, message: Message, timeout_seconds: float) -> tuple[Offer, Incoming]:
         try:
@@ -137,12 +142,10 @@ class Responder:
             )
         raw = payload.parameters
         parameters = offer.parse(_NO_PARAMETERS if isinstance(raw, msgspec.UnsetType) else raw)
-        context_raw = None if isinstance(payload.context, msgspec.UnsetType) else bytes(payload.context)
-        context = _CONTEXT.decode(context_raw) if context_raw is not None else None
+        context = None if isinstance(payload.context, msgspec.UnsetType) else bytes(payload.context)
         return offer, Incoming(
             parameters=parameters,
-            context=context if isinstance(context, dict) else None,
-            context_raw=context_raw if isinstance(context, dict) else None,
+            context_raw=context if context is not None and context[:1] == b"{" else None,
             message=message,
             timeout_seconds=timeout_seconds,
         )

@@ -93,7 +93,7 @@ class Routing:
         self.counters = Counters()
         self.pending: dict[tuple[str, str], Pending] = {}
         self._ended = EndedRequests(self.limits.max_recent)
-        self._deadlines = Deadlines()
+        self._deadlines: Deadlines[tuple[str, str]] = Deadlines()
         self._order = count()
 
     # --- what the shell calls -----------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Routing:
         """Return the timeouts of requests still queued, and release what agents never answered."""
         actions: list[Action] = []
         for key in self._deadlines.pop_due(now_ms):
-            pending = self.pending.get(key)  # type: ignore[call-overload]
+            pending = self.pending.get(key)
             if pending is None:
                 continue
             queued, responder = pending.queue is not None, pending.responder
@@ -323,7 +323,7 @@ class Routing:
                 holder = self._who_had(ended)
                 if holder.terms.repeats:
                     timeout_ms = message.headers.effective_timeout_ms
-                    self._track(pending, now_ms + timeout_ms + REPLY_GRACE_MS)
+                    self._track(pending, now_ms, timeout_ms + REPLY_GRACE_MS)
                     return self._assign(pending, holder, _clean(envelope))
                 if session.key == ended.asked_on:  # its answer left on this very connection
                     return []
@@ -427,7 +427,7 @@ class Routing:
         chosen = self._choose(fitting, pending.capability, prefer)
         timeout_ms = envelope.message.headers.effective_timeout_ms
         if chosen is not None:
-            self._track(pending, now_ms + timeout_ms + REPLY_GRACE_MS)
+            self._track(pending, now_ms, timeout_ms + REPLY_GRACE_MS)
             return self._assign(pending, chosen, envelope)
         queue = ("agent", agent_id) if agent_id is not None else ("capability", pending.capability or "")
         if not self.queues.put(pending, queue):
@@ -437,7 +437,7 @@ class Routing:
             )
         pending.envelope = envelope
         wait_ms = min(pending.queue_ms, timeout_ms - min(timeout_ms / 10, MAX_EARLY_MS))
-        self._track(pending, now_ms + wait_ms)
+        self._track(pending, now_ms, wait_ms)
         self.counters.queued += 1
         return []
 
@@ -454,11 +454,10 @@ class Routing:
                 best = session
         return best
 
-    def _track(self, pending: Pending, due_ms: float) -> None:
-        pending.due_ms = due_ms
+    def _track(self, pending: Pending, now_ms: float, wait_ms: float) -> None:
         self.pending[pending.key] = pending
         pending.origin.requested += 1
-        pending.bucket = self._deadlines.add(pending.key, pending.due_ms)
+        pending.bucket = self._deadlines.add(pending.key, now_ms, wait_ms)
 
     def _assign(self, pending: Pending, session: Session, envelope: Envelope) -> list[Action]:
         pending.responder = session
@@ -496,8 +495,8 @@ class Routing:
             self.queues.take(pending)
             self._deadlines.discard(pending.key, pending.bucket)
             pending.envelope = None
-            pending.due_ms = now_ms + envelope.message.headers.effective_timeout_ms + REPLY_GRACE_MS
-            pending.bucket = self._deadlines.add(pending.key, pending.due_ms)
+            wait_ms = envelope.message.headers.effective_timeout_ms + REPLY_GRACE_MS
+            pending.bucket = self._deadlines.add(pending.key, now_ms, wait_ms)
             actions += self._assign(pending, session, envelope)
         return actions
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from amp.alarms import Alarms
 from amp.envelope import Message
 from amp.errors import (
     CONNECTION_LOST,
@@ -37,6 +38,7 @@ class Waiting:
     frame: bytes
     resend: bool
     asked_at: float
+    timeout_seconds: float
     link: Link | None = None
 
 
@@ -59,6 +61,7 @@ class WaitingRequests:
         self._link = link
         self._repeats = repeats
         self._by_id: dict[str, Waiting] = {}
+        self._limits: Alarms[str] = Alarms(self._time_out)
         self._sweep: asyncio.TimerHandle | None = None
 
     async def ask(self, request_id: str, frame: bytes, timeout_seconds: float, *, resend: bool) -> Message:
@@ -71,8 +74,8 @@ class WaitingRequests:
         if link is None and not resend:
             raise Disconnected("not connected to a router", {"sent": False})
         loop = asyncio.get_running_loop()
-        waiting = Waiting(loop.create_future(), frame, resend, loop.time())
-        timer = loop.call_later(timeout_seconds, _time_out, waiting.future, timeout_seconds)
+        waiting = Waiting(loop.create_future(), frame, resend, loop.time(), timeout_seconds)
+        limit = self._limits.set(request_id, timeout_seconds)
         self._by_id[request_id] = waiting
         if self._sweep is None:
             self._sweep = loop.call_later(self._re_ask_seconds / SWEEPS, self._ask_again)
@@ -85,7 +88,7 @@ class WaitingRequests:
                 waiting.link = link
             return await waiting.future
         finally:
-            timer.cancel()
+            self._limits.cancel(request_id, limit)
             del self._by_id[request_id]
 
     def answer(self, request_id: str, message: Message) -> bool:
@@ -118,9 +121,14 @@ class WaitingRequests:
         """Fail everything."""
         if self._sweep is not None:
             self._sweep.cancel()
+        self._limits.stop()
         for waiting in self._by_id.values():
             sent = waiting.link is not None
             _fail(waiting.future, Disconnected("the client was stopped", {"sent": sent}))
+
+    def _time_out(self, request_id: str) -> None:
+        waiting = self._by_id[request_id]
+        _fail(waiting.future, RequestTimeout(f"no answer within {waiting.timeout_seconds} s"))
 
     def _ask_again(self) -> None:
         self._sweep = None
@@ -149,10 +157,6 @@ class WaitingRequests:
             if (size > MAX_RE_ASKED_BYTES and size > len(waiting.frame)) or not link.push(waiting.frame):
                 return
             waiting.asked_at, waiting.link = now, link
-
-
-def _time_out(future: asyncio.Future[Message], timeout_seconds: float) -> None:
-    _fail(future, RequestTimeout(f"no answer within {timeout_seconds} s"))
 
 
 def _fail(future: asyncio.Future[Message], error: AmpError) -> None:
