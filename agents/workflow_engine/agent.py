@@ -231,6 +231,8 @@ class WorkflowEngine(Agent):
         await self._ownership.release()
 
     async def _load_folders(self) -> None:
+        """Store the definitions in the workflow folders, after the instances that wait: checking them takes long."""
+        await self._ownership.looked.wait()
         while True:
             try:
                 await self.catalog.load_folders()

@@ -79,8 +79,8 @@ class Drivers:
         return instance_id in self._by_id
 
     def get(self, instance_id: str) -> Driver | None:
-        """Return the driver of an instance that is driven here."""
-        return self._by_id.get(instance_id)
+        """Return the driver of an instance that is driven here and stored: of any other nobody may be told."""
+        return None if instance_id in self._beginning else self._by_id.get(instance_id)
 
     @property
     def owned(self) -> int:

@@ -95,6 +95,8 @@ class Ownership:
         self._holder = holder
         self._room = room
         self._on_beat = on_beat
+        self.looked = asyncio.Event()
+        """Set once everything that could be claimed at the start is driven: other work may begin."""
         self._until = -math.inf
         self._begun = False
         self._odd_beats = 0
@@ -114,14 +116,16 @@ class Ownership:
         """Say that this engine lives, for ever, and look at what the store answers."""
         while True:
             self._renew_wanted.clear()
+            pause = self._lease_seconds / LEASE_RENEWALS
             try:
                 self._consider(await self._renew())
                 crash.reach("engine.lease.renewed")
                 await self._on_beat()
             except AmpError as error:
                 logger.warning("lease_not_renewed", code=error.code, reason=error.message)
+                pause = min(pause, RETRY_SECONDS)
             try:
-                async with asyncio.timeout(self._lease_seconds / LEASE_RENEWALS):
+                async with asyncio.timeout(pause):
                     await self._renew_wanted.wait()
             except TimeoutError:
                 continue
@@ -141,6 +145,8 @@ class Ownership:
         """Decide what a renewal asks for: something to claim, or another look at what is ours."""
         if standing.claimable:
             self._claim_wanted.set()
+        else:
+            self.looked.set()
         if standing.begun and self._begun:
             logger.warning("lease_had_ended", owner=self._owner, driven=self._holder.owned)
             self._compare_wanted.set()
@@ -180,6 +186,7 @@ class Ownership:
             self._claim_wanted.clear()
             try:
                 await self._claim_share()
+                self.looked.set()
             except AmpError as error:
                 logger.warning("claim_failed", code=error.code, reason=error.message)
                 self._compare_wanted.set()

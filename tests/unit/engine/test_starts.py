@@ -121,6 +121,9 @@ async def test_a_start_whose_caller_went_away_is_driven_all_the_same(tmp_path: P
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
         store.open.set()
+        async with asyncio.timeout(20):
+            while engine._drivers.get("order-7") is None:
+                await asyncio.sleep(0.01)
         assert (await mesh.until("order-7", "running")).instance["status"] == "running"
         assert await engine.stop_workflow("order-7") == "cancelled"
 
@@ -198,3 +201,18 @@ async def test_a_key_that_is_none_or_stands_beside_an_id_is_refused(
         with pytest.raises(AmpError) as refused:
             await started(mesh, **name)
     assert refused.value.code == "INVALID_INPUT"
+
+
+async def test_nobody_is_told_of_an_instance_that_is_not_stored(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path, agents=(SlowStore, WorkflowEngine)) as mesh:
+        store: SlowStore = mesh.agents[0]  # type: ignore[assignment]
+        await mesh.define(WAITING)
+        first = asyncio.ensure_future(started(mesh, instance_id="order-7"))
+        await store.asked.wait()
+        with pytest.raises(AmpError) as refused:
+            await mesh.status("order-7")
+        store.open.set()
+        await first
+        document = await mesh.status("order-7")
+    assert refused.value.code == "INSTANCE_NOT_FOUND"
+    assert document.instance["status"] == "running"
