@@ -121,7 +121,7 @@ export const TaskPanel = ({ instanceId, instanceStatus, task, tasks, trigger, on
   <h2>${task.name}</h2>
   <p class="subline"><${State} status=${task.status} />${task.name !== task.id && html`<code class="muted">${task.id}</code>`}</p>
   ${waits ? html`<${Reasons} reasons=${told.reasons} />` : note(task, tasks) && html`<p class="why">${note(task, tasks)}</p>`}
-  ${told && html`<${Orders} instanceId=${instanceId} task=${task} tasks=${tasks} refusals=${told.refusals} />`}
+  ${told && html`<${Orders} instanceId=${instanceId} task=${task} tasks=${tasks} refusals=${told.refusals ?? {}} />`}
   ${task.last_error && task.status !== "completed" && html`<${ErrorBox} error=${task.last_error} />`}
   ${task.recovery && html`<p class="recovery"><${Icon} name="rotate-cw" size=${14} />The error handler chose <strong>${task.recovery.action}</strong>${task.recovery.severity && html`, severity ${task.recovery.severity}`}${task.recovery.reason && html`: ${task.recovery.reason}`}</p>`}
   <${Outputs} instanceId=${instanceId} task=${task} />
