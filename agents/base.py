@@ -136,9 +136,9 @@ class Agent:
             raw: The handler takes the parameters as they came, unchecked: it fills templates first.
         """
 
-        async def handle(incoming: Incoming) -> object:
-            with runtime_logging.log_context(correlation_id=incoming.message.id):
-                return await handler(incoming)
+        def handle(incoming: Incoming) -> Awaitable[object]:
+            runtime_logging.bind_context(correlation_id=incoming.message.id)  # each request has a task of its own
+            return handler(incoming)
 
         return Offer(
             capability=Capability(

@@ -1,7 +1,8 @@
 """Log lines of every process: JSON for machines, text for people, one place where secrets are masked.
 
-A line is an event name and facts. Facts bound with `log_context` (instance_id, task_id, correlation_id) are added to
-every line logged inside it, also by libraries. No secret, no control character and no unbounded value leaves here.
+A line is an event name and facts. Facts bound with `bind_context` (instance_id, task_id, correlation_id) are added to
+every line of the same asyncio task, also by libraries. No secret, no control character and no unbounded value
+leaves here.
 """
 
 import json
@@ -10,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 import structlog
@@ -84,9 +84,9 @@ def configure(settings: LoggingSettings, *, role: str, stream: TextIO | None = N
     )
 
 
-def log_context(**facts: Any) -> AbstractContextManager[None]:
-    """Return a context in which every line carries these facts; None leaves one out."""
-    return structlog.contextvars.bound_contextvars(
+def bind_context(**facts: Any) -> None:
+    """Have every line of this asyncio task, and of those it starts, carry these facts; None leaves one out."""
+    structlog.contextvars.bind_contextvars(
         **{name: value for name, value in facts.items() if value is not None}
     )
 

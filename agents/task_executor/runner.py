@@ -27,7 +27,7 @@ from amp.errors import AmpError
 from orchestration.contracts import Attempt
 from orchestration.status import UNREPEATABLE
 from runtime.clock import Clock
-from runtime.logging import log_context
+from runtime.logging import bind_context
 
 MAX_CANCELLED_TOKENS = 10_000
 LONG_SECONDS = 1.0
@@ -183,10 +183,10 @@ class AttemptRunner:
                 raise TaskCancelled("the attempt was cancelled before it began")
             if guarded:
                 await self._recovery.spool.accept(attempt)
-            with log_context(
+            bind_context(
                 instance_id=attempt.workflow_instance_id, task_id=attempt.task_id, attempt=attempt.attempt
-            ):
-                return await self._measured(capability, self._execution.enveloped(work))
+            )
+            return await self._measured(capability, self._execution.enveloped(work))
         except AmpError as error:
             return error
         except asyncio.CancelledError:

@@ -1,5 +1,6 @@
 """Log lines: shape, context, secrets, hostile text."""
 
+import asyncio
 import io
 import json
 import logging
@@ -14,9 +15,9 @@ from runtime.logging import (
     MASK,
     MAX_EXCEPTION_CHARACTERS,
     MAX_VALUE_CHARACTERS,
+    bind_context,
     configure,
     escape_control,
-    log_context,
     mask_secrets,
 )
 from runtime.settings import LoggingSettings
@@ -75,11 +76,15 @@ def test_structlog_and_standard_loggers_give_the_same_line() -> None:
     assert first | {"timestamp": ""} == second | {"timestamp": ""}
 
 
-def test_context_is_added_to_every_line_inside_it_and_to_none_after() -> None:
+async def test_bound_facts_are_added_to_every_line_of_the_task_and_to_no_other() -> None:
     output = io.StringIO()
     logger = configured(output)
-    with log_context(instance_id="ins_1", task_id=None, correlation_id="msg_1"):
+
+    async def work() -> None:
+        bind_context(instance_id="ins_1", task_id=None, correlation_id="msg_1")
         logger.info("inside")
+
+    await asyncio.create_task(work())
     logger.info("outside")
     inside, outside = (json.loads(line) for line in output.getvalue().splitlines())
     assert (inside["instance_id"], inside["correlation_id"]) == ("ins_1", "msg_1")
