@@ -548,10 +548,14 @@ class TaskCompleteRequest(Request, frozen=True, kw_only=True):
 
 
 class TaskBeat(Wire, frozen=True, kw_only=True):
-    """An attempt is alive. `progress` is what its handler told last."""
+    """An attempt is alive. `progress` is what its handler told last.
+
+    `begun` is false when an effect that must not be repeated comes next and the executor asks whether it may begin.
+    """
 
     token: str
     progress: Object = {}
+    begun: bool = True
 
 
 class TaskHeartbeatRequest(Wire, frozen=True, kw_only=True):

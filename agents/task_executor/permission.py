@@ -9,7 +9,7 @@ is the moment between the answer and the effect; whoever is stopped in it cannot
 import asyncio
 from collections.abc import Callable
 
-from agents.task_executor.errors import NotBegun, TaskCancelled
+from agents.task_executor.errors import NotBegun
 from agents.task_executor.spool import Spool, State
 from amp.client import MeshClient
 from amp.errors import AmpError, CapabilityNotFound
@@ -33,7 +33,7 @@ class Permission:
     async def begin(self, attempt: Attempt) -> None:
         """Return when the effect may begin: the attempt is wanted now, and on the disk it says that it began.
 
-        Raises: NotBegun when nobody could be asked, TaskCancelled when it is unwanted, SpoolFull.
+        Raises: NotBegun when it is unwanted or nobody could be asked, SpoolFull.
         """
         loop = asyncio.get_running_loop()
         for _ in range(MAX_QUESTIONS):
@@ -46,7 +46,7 @@ class Permission:
         raise NotBegun(f"{MAX_QUESTIONS} answers of the engine were too old when they were read")
 
     async def _ask(self, attempt: Attempt) -> None:
-        beat = contracts.TaskBeat(token=attempt.token)
+        beat = contracts.TaskBeat(token=attempt.token, begun=False)
         try:
             reply = await self._mesh().request(
                 contracts.TASK_HEARTBEAT.id,
@@ -62,4 +62,4 @@ class Permission:
         except AmpError as error:
             raise NotBegun(f"the engine could not be asked whether the attempt is wanted: {error}") from None
         if attempt.token in reply.unwanted:
-            raise TaskCancelled("the engine does not want the attempt any more; it did not begin")
+            raise NotBegun("the engine does not want the attempt any more; it did not begin")

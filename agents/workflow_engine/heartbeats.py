@@ -5,7 +5,7 @@ engine itself could not hear anybody.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 import structlog
@@ -13,7 +13,9 @@ import structlog
 from agents.workflow_engine.flights import Flight
 from amp.client import MeshClient
 from amp.errors import AmpError
+from orchestration.contracts import TaskBeat
 from orchestration.instance import Instance
+from orchestration.status import TaskStatus
 from orchestration.turn import is_current
 from runtime.clock import Clock
 
@@ -56,21 +58,25 @@ async def _is_assigned(token: str, mesh: MeshClient) -> bool:
     return bool(found["requests"].get(token, {}).get("state") == "assigned")
 
 
-def unwanted(tokens: list[str], instance_of: Callable[[str], Instance | None]) -> list[str]:
+def unwanted(beats: Iterable[TaskBeat], instance_of: Callable[[str], Instance | None]) -> list[str]:
     """Return the tokens whose result is certainly not wanted any more.
 
-    Of an instance that this engine does not know nothing is said: its owner may want the result.
+    Of an instance that this engine does not know nothing is said: its owner may want the result. An attempt whose
+    outcome counts as unknown may still come to an end, but must not begin: somebody may be finding out what it did.
 
     Args:
         instance_of: Returns an instance as it is stored, when this engine drives it or saw it end.
     """
-    return [token for token in tokens if _is_unwanted(token, instance_of)]
+    return [beat.token for beat in beats if _is_unwanted(beat, instance_of)]
 
 
-def _is_unwanted(token: str, instance_of: Callable[[str], Instance | None]) -> bool:
+def _is_unwanted(beat: TaskBeat, instance_of: Callable[[str], Instance | None]) -> bool:
+    token = beat.token
     instance_id, _, rest = token.rpartition("/")[0].rpartition("/")
     instance = instance_of(instance_id)
     if instance is None:
         return False
     run = instance.runs.get(rest)
-    return instance.status.is_final or run is None or not is_current(run, token)
+    if instance.status.is_final or run is None or not is_current(run, token):
+        return True
+    return not beat.begun and run.status is not TaskStatus.RUNNING

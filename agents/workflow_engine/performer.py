@@ -80,6 +80,7 @@ class MeshPerformer:
 
     async def listen(self) -> None:
         """Begin to keep account of who is on the mesh."""
+        self._mesh.on_disconnected.append(self._disconnected)
         await self._peers.listen()
 
     def perform(self, driver: Driver, command: cmd.Command) -> None:
@@ -117,8 +118,7 @@ class MeshPerformer:
     def heartbeat(self, request: contracts.TaskHeartbeatRequest) -> contracts.TaskHeartbeatReply:
         """Take signs of life, and return the attempts whose result is certainly not wanted any more."""
         self._flights.hear(request.beats, self._clock.now())
-        tokens = [beat.token for beat in request.beats]
-        return contracts.TaskHeartbeatReply(unwanted=heartbeats.unwanted(tokens, self._instance_of))
+        return contracts.TaskHeartbeatReply(unwanted=heartbeats.unwanted(request.beats, self._instance_of))
 
     # --- attempts --------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class MeshPerformer:
             return
         flight = Flight(driver, driver.plan.tasks[task_id], token, attempt)
         self._flights.by_token[token] = flight
-        self._spawn(self._fly(flight, send=send), f"attempt {token}")
+        flight.work = self._spawn(self._fly(flight, send=send), f"attempt {token}")
 
     async def _fly(self, flight: Flight, *, send: bool) -> None:
         try:
@@ -165,6 +165,11 @@ class MeshPerformer:
         seconds = flight.task.heartbeat_seconds
         self._vanished(flight, "", f"no sign of life for {seconds:g} s")
 
+    async def _disconnected(self) -> None:
+        """What nobody wants any more is not sent again over the next connection."""
+        for flight in self._flights.unwanted():
+            _end(flight)
+
     def _on_gone(self, gone: Mapping[str, Peer], generation: int) -> None:
         """A router was lost together with these processes: what one of them may have had is lost."""
         for flight in list(self._flights.by_token.values()):
@@ -173,6 +178,7 @@ class MeshPerformer:
                 continue
             if flight.task.effects not in UNREPEATABLE:
                 self._vanished(flight, agents[0], "the router and the agent were lost together")
+                _end(flight)
             elif flight.cut_short is not None:
                 flight.cut_short.set()
 
@@ -228,3 +234,8 @@ class MeshPerformer:
             del self._asked[key]
         if answer is not None:
             question.driver.post(answer)
+
+
+def _end(flight: Flight) -> None:
+    if flight.work is not None:
+        flight.work.cancel()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.task_executor.errors import NotBegun, SpoolFull, TaskCancelled
+from agents.task_executor.errors import NotBegun, SpoolFull
 from agents.task_executor.permission import FRESH_SECONDS, MAX_QUESTIONS, Permission
 from agents.task_executor.spool import Spool, State
 from amp.errors import AgentNotFound, AmpError, CapabilityNotFound, RequestTimeout
@@ -31,6 +31,7 @@ class Engine:
         assert (capability, options["agent_id"]) == (contracts.TASK_HEARTBEAT.id, "engine")
         assert self.spool is not None
         (beat,) = request.beats
+        assert not beat.begun
         self.asked.append(self.spool.state_of(beat.token))
         self.before_answer(len(self.asked))
         if self._fails is not None:
@@ -72,7 +73,7 @@ async def test_without_an_answer_the_effect_does_not_begin(tmp_path: Path, error
 
 async def test_an_unwanted_attempt_does_not_begin(tmp_path: Path) -> None:
     permission, kept = await asked(tmp_path, Engine(unwanted=True))
-    with pytest.raises(TaskCancelled):
+    with pytest.raises(NotBegun, match="does not want"):
         await permission.begin(attempt())
     assert kept.state_of("t") is State.ACCEPTED
     kept.close()

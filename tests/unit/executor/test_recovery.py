@@ -182,8 +182,10 @@ async def test_an_unwanted_attempt_never_begins(tmp_path: Path) -> None:
         engine = await mesh.client("engine", mesh.executor.offer(contracts.TASK_HEARTBEAT, unwanted))
         with pytest.raises(AmpError) as caught:
             await engine.request(CUSTOM, COUNT, context=once())
-        assert (caught.value.code, mesh.module.calls) == ("TASK_CANCELLED", [])
-        await until(lambda: len(mesh.executor._spool) == 0)
+        assert (caught.value.code, mesh.module.calls) == ("NOT_BEGUN", [])
+        await live_again(mesh)
+        await until(lambda: bool(mesh.inbox))
+    assert mesh.inbox[0].data["lost"]["begun"] is False, "it is told until somebody says that it is recorded"
 
 
 async def test_heartbeats_stop_what_the_engine_gave_up(tmp_path: Path) -> None:
