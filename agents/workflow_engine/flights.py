@@ -31,6 +31,7 @@ class Flight:
     task: TaskPlan
     token: str
     attempt: int
+    work: asyncio.Task[None] | None = None
     held: bool = False
     generation: int = -1
     awaited_until: datetime | None = None
@@ -68,6 +69,10 @@ class Flights:
         if flight.last_sign_at is not None:
             return Place(state="assigned", last_sign_at=flight.last_sign_at)
         return None
+
+    def unwanted(self) -> list[Flight]:
+        """Return the flights whose result nobody wants any more."""
+        return [flight for flight in self.by_token.values() if not flight.is_wanted]
 
     def hear(self, beats: list[contracts.TaskBeat], now: datetime) -> None:
         """Note that agents said that attempts are alive."""

@@ -12,12 +12,15 @@ import pytest
 from agents.condition_evaluator import ConditionEvaluator
 from agents.error_handler import ErrorHandler
 from agents.state_manager import StateManager
-from agents.workflow_engine import WorkflowEngine, attempts
+from agents.workflow_engine import WorkflowEngine, attempts, peers
 from amp.capability import Capability, Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError
+from amp.router import Router
 from orchestration import contracts
 from orchestration import events as ev
+from orchestration.turn import MAX_LOSSES
+from runtime.clock import SystemClock
 from tests.mesh import Mesh, running_mesh
 
 AGENTS = (StateManager, ConditionEvaluator, ErrorHandler, WorkflowEngine)
@@ -178,6 +181,52 @@ async def test_a_task_that_waits_too_long_for_a_busy_agent_says_so_and_the_busy_
     assert document.tasks["busy"]["status"] == "completed"
     error = document.tasks["waits"]["last_error"]
     assert (error["code"], error["details"]["cause"]) == ("SCHEDULE_TO_START_TIMEOUT", "TIMEOUT")
+
+
+async def test_a_task_that_takes_router_and_agent_down_each_time_ends_as_poison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "RETURN_SECONDS", 0.3)
+    deaths = 0
+    died = asyncio.Event()
+
+    async def work(incoming: Incoming) -> object:
+        died.set()
+        await asyncio.Event().wait()
+        return {}
+
+    async with running_mesh(tmp_path, agents=AGENTS) as mesh:
+        name = ""
+        document = None
+        while document is None:
+            died.clear()
+            life = MeshClient(
+                AgentIdentity(id="worker", session_id=f"life {deaths}"),
+                mesh.network.transport(),
+                offers=[Offer(capability=Capability(id="work"), handler=work)],
+                random=Random(deaths),
+            )
+            await life.start(wait_seconds=10)
+            name = name or await mesh.start(
+                await mesh.define(workflow(task("a", effects="idempotent", timeout_seconds=600)))
+            )
+            ended = asyncio.ensure_future(mesh.until(name))
+            dead = asyncio.ensure_future(died.wait())
+            await asyncio.wait({ended, dead}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                document = ended.result()
+                events = await facts(mesh, name)
+            ended.cancel()
+            dead.cancel()
+            deaths += 1
+            assert deaths <= 10, "it never ends"
+            await asyncio.sleep(1.0)  # a life is long enough for the others to come back and store something
+            await mesh.router.stop()
+            await life.stop(drain_seconds=0)
+            mesh.router = Router(now=SystemClock().now, random=Random(deaths))
+            mesh.router.serve_memory(mesh.network)
+    assert document.tasks["a"]["last_error"]["code"] == "POISON_TASK"
+    assert sum(isinstance(event, ev.AttemptLost) for event in events) == MAX_LOSSES
 
 
 @pytest.fixture
