@@ -5,13 +5,12 @@ It decides nothing: who may append is `fencing`'s decision, what a change makes 
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Counter, Gauge, Histogram
-
 from agents.base import Agent
+from agents.state_manager.announcer import Announcer
 from agents.state_manager.backups import BACKUP_FOLDER, Backups
 from agents.state_manager.cache import StateCache
 from agents.state_manager.contexts import Contexts, shown
@@ -22,12 +21,12 @@ from agents.state_manager.retention import Retention
 from agents.state_manager.room import RESERVE_NAME, Room
 from agents.state_manager.room_watch import RoomWatch
 from agents.state_manager.states import States
-from agents.state_manager.storage.base import Storage, StoredContext, StoredState
+from agents.state_manager.storage.base import Storage, StoredState
 from agents.state_manager.storage.memory import MEMORY_PATH, MemoryStorage
 from agents.state_manager.storage.sqlite import SqliteStorage
 from agents.state_manager.store_clock import StoreClock
+from agents.state_manager.store_metrics import StoreMetrics
 from agents.state_manager.sweeper import Sweeper
-from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
@@ -39,16 +38,8 @@ from runtime.process import EXIT_UNUSABLE
 if TYPE_CHECKING:
     from agents.state_manager.redis_level import RedisLevel
 
-EVENT_CONTEXT_UPDATE = "context_update"
 
 Handler = Callable[[Incoming], Awaitable[object]]
-ALERT_SECONDS = 10.0
-STORE_FULL_ALERT = contracts.AlertCreateRequest(
-    alert_type="store_full",
-    severity="critical",
-    title="The disk of the store is full",
-    description="No new instance is taken; running ones go on from the reserve. Make room: it is noticed by itself.",
-)
 MAX_NEWEST_KEPT = 10_000
 """Workflows of which the hash of the newest definition is kept in memory."""
 
@@ -64,12 +55,13 @@ class StateManager(Agent):
         store_clock = StoreClock(self.clock)
         self.storage = self._storage(store_clock)
         await self.storage.start()
+        self.announcer = Announcer(lambda: self.mesh, self.clock)
         self.cache = StateCache(section.cache_entries, self._redis())
         self.states = States(
             self.storage,
             self.cache,
             put_inbox=self._put_inbox,
-            announce=self._announce_state,
+            announce=self.announcer.state,
             new_id=lambda: new_id("st", self.clock, self.random),
             max_bytes=section.max_state_bytes,
         )
@@ -85,14 +77,14 @@ class StateManager(Agent):
         )
         self._newest: dict[str, str] = {}
         self._definitions_put = 0
-        self.hints = LogHints(self._announce_log)
-        self.leases = LeaseWatch(self.storage, store_clock, self._announce_claimable)
+        self.hints = LogHints(self.announcer.log)
+        self.leases = LeaseWatch(self.storage, store_clock, self.announcer.claimable)
         self.sweeper = Sweeper(
             self.storage,
             store_clock,
-            hint_overdue=self._announce_overdue,
-            hint_inbox=self._announce_inbox,
-            hint_changed=self._announce_orphans,
+            hint_overdue=self.announcer.overdue,
+            hint_inbox=self.announcer.inbox,
+            hint_changed=self.announcer.orphans,
         )
         self.retention = Retention(
             self.storage,
@@ -100,13 +92,12 @@ class StateManager(Agent):
             days=self.settings.database.retention_days,
             forget=self.states.instances_purged,
         )
-        self.room_watch = RoomWatch(self.storage, self._announce_room)
-        self._room_alert = ""
-        self._count()
+        self.room_watch = RoomWatch(self.storage, self.announcer.room)
+        self.counts = StoreMetrics(self.metrics, self.storage, self.cache, self.sweeper)
 
     async def on_ready(self) -> None:
         """Listen for lost agents, and begin to hint, to watch leases and to back up."""
-        self.mesh.on_connected.append(self._repeat_hint)
+        self.mesh.on_connected.append(self.hints.repeat)
         self.hints.advanced(self.storage.last_offset)
         self.spawn(self.hints.run(), "hints")
         self.spawn(self.leases.run(), "leases")
@@ -185,11 +176,11 @@ class StateManager(Agent):
     async def append(self, incoming: Incoming) -> contracts.AppendReply:
         """`state-append`: the hot path."""
         batches = incoming.parameters.batches
-        with self._append_seconds.time():
+        with self.counts.append_seconds.time():
             outcomes = await self.storage.append(batches)
         offset = 0
         for batch, outcome in zip(batches, outcomes, strict=True):
-            self._appends.labels(outcome.status).inc()
+            self.counts.appends.labels(outcome.status).inc()
             offset = max(offset, outcome.offset)
             if batch.expected_seq == 0 and outcome.status == "ok":
                 self.states.instance_created(batch.instance_id)
@@ -231,7 +222,7 @@ class StateManager(Agent):
     async def _put_inbox(self, request: contracts.InboxPutRequest) -> contracts.InboxPutReply:
         reply, owner = await self.storage.put_inbox(request)
         if reply.open:
-            await self._announce_inbox(request.instance_id, owner)
+            await self.announcer.inbox(request.instance_id, owner)
         return reply
 
     async def read_inbox(self, incoming: Incoming) -> contracts.InboxReadReply:
@@ -244,7 +235,7 @@ class StateManager(Agent):
         if request.release:
             claimable = await self.storage.end_lease(request.owner)
             if claimable:
-                await self._announce_claimable()
+                await self.announcer.claimable()
             return contracts.LeaseReply(lease_seconds=request.lease_seconds, claimable=claimable)
         standing = await self.storage.keep_lease(request.owner, request.agent_id, request.lease_seconds)
         self.leases.kept(request.lease_seconds)
@@ -274,7 +265,7 @@ class StateManager(Agent):
             self.logger.warning("lease_not_ended", agent_id=agent_id, code=error.code, reason=error.message)
             return
         if claimable:
-            await self._announce_claimable()
+            await self.announcer.claimable()
 
     # --- definitions ---------------------------------------------------------------------------------------
 
@@ -361,7 +352,7 @@ class StateManager(Agent):
         if not request.context_id:
             return contracts.ContextMergeReply(success=True, merged_keys=await self.states.merge(request))
         context, keys = await self.contexts.merge(request)
-        await self._announce_context(context, keys)
+        await self.announcer.context(context, keys)
         caller = incoming.message.source.agent_id
         return contracts.ContextMergeReply(success=True, merged_keys=keys, context=shown(context, caller))
 
@@ -385,76 +376,13 @@ class StateManager(Agent):
         """`context-update`."""
         caller = incoming.message.source.agent_id
         context = await self.contexts.update(incoming.parameters, caller)
-        await self._announce_context(context, sorted(incoming.parameters.shared_memory))
+        await self.announcer.context(context, sorted(incoming.parameters.shared_memory))
         return contracts.ContextReply(context=shown(context, caller))
 
     async def fork_context(self, incoming: Incoming) -> contracts.ContextReply:
         """`context-fork`."""
         context = await self.contexts.fork(incoming.parameters)
         return contracts.ContextReply(context=shown(context, incoming.message.source.agent_id))
-
-    # --- hints ---------------------------------------------------------------------------------------------
-
-    async def _publish(self, event_type: str, data: dict[str, Any], *, subscribers_only: bool) -> None:
-        """Send an event. It may be lost, as every hint may; whoever needs to know looks."""
-        try:
-            await self.mesh.publish(event_type, data, subscribers_only=subscribers_only)
-        except AmpError as error:
-            self.logger.debug("hint_lost", event_type=event_type, code=error.code)
-
-    async def _announce_log(self, offset: int) -> None:
-        crash.reach("store.hint.before")
-        await self._publish(contracts.EVENT_LOG_ADVANCED, {"offset": offset}, subscribers_only=True)
-
-    async def _repeat_hint(self) -> None:
-        self.hints.repeat()
-
-    async def _announce_inbox(self, instance_id: str, owner: str) -> None:
-        hint = {"instance_id": instance_id, "owner": owner}
-        await self._publish(contracts.EVENT_INBOX_FILLED, hint, subscribers_only=True)
-
-    async def _announce_overdue(self, instance_id: str, owner: str) -> None:
-        hint = {"instance_id": instance_id, "owner": owner}
-        await self._publish(contracts.EVENT_INSTANCE_OVERDUE, hint, subscribers_only=True)
-
-    async def _announce_orphans(self, count: int) -> None:
-        await self._publish(contracts.EVENT_ORPHANS_CHANGED, {"count": count}, subscribers_only=True)
-
-    async def _announce_room(self, is_full: bool) -> None:
-        """Raise an alert while the disk is full, and resolve it afterwards, if the monitor is there."""
-        try:
-            if is_full:
-                reply = await self.mesh.request(
-                    contracts.ALERT_CREATE.id, STORE_FULL_ALERT, reply_type=contracts.AlertCreateReply,
-                    timeout_seconds=ALERT_SECONDS,
-                )  # fmt: skip
-                self._room_alert = reply.alert_id
-            elif self._room_alert:
-                resolved = contracts.AlertUpdateRequest(alert_id=self._room_alert, resolved=True)
-                await self.mesh.request(
-                    contracts.ALERT_UPDATE.id, resolved, reply_type=contracts.AlertUpdateReply,
-                    timeout_seconds=ALERT_SECONDS,
-                )  # fmt: skip
-        except AmpError as error:
-            self.logger.warning("store_alert_not_told", is_full=is_full, code=error.code)
-
-    async def _announce_claimable(self) -> None:
-        await self._publish(contracts.EVENT_INSTANCES_CLAIMABLE, {}, subscribers_only=True)
-
-    async def _announce_state(self, state_id: str, action: str, version: int, keys: Collection[str]) -> None:
-        data = {
-            "workflow_instance_id": state_id,
-            "timestamp": self.clock.now().isoformat(),
-            "action": action,
-            "version": version,
-            "updated_keys": list(keys),
-        }
-        await self._publish(contracts.EVENT_STATE_UPDATED, data, subscribers_only=False)
-
-    async def _announce_context(self, context: StoredContext, keys: list[str]) -> None:
-        """Tell subscribers which shared keys of a context changed; the values they get by asking."""
-        data = {"context": {"id": context.context_id, "session_id": context.session_id, "updated_keys": keys}}
-        await self._publish(EVENT_CONTEXT_UPDATE, data, subscribers_only=True)
 
     # --- what it is made of --------------------------------------------------------------------------------
 
@@ -490,36 +418,6 @@ class StateManager(Agent):
             )
         except ValueError as error:
             raise RuntimeFault(f"{name}: {_without_password(str(error))}") from None
-
-    def _count(self) -> None:
-        """Set up what /metrics shows of the store."""
-        self._appends = Counter(
-            "amp_store_appends", "Batches appended, by outcome", ["status"], registry=self.metrics
-        )
-        self._append_seconds = Histogram(
-            "amp_store_append_seconds",
-            "Time from a state-append's arrival to its commit",
-            registry=self.metrics,
-            buckets=(0.0003, 0.0006, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
-        )
-        Gauge("amp_store_last_offset", "The newest committed offset", registry=self.metrics).set_function(
-            lambda: self.storage.last_offset
-        )
-        Gauge("amp_store_queued_writes", "Writes that wait or run", registry=self.metrics).set_function(
-            lambda: self.storage.queued_writes
-        )
-        Gauge("amp_store_full", "1 while new work is refused", registry=self.metrics).set_function(
-            lambda: float(self.storage.room.is_full)
-        )
-        Gauge(
-            "amp_orphaned_instances", "Unfinished instances that nothing will wake", registry=self.metrics
-        ).set_function(lambda: float(self.sweeper.count))
-        Gauge("amp_state_cache_hits", "States found in memory", registry=self.metrics).set_function(
-            lambda: self.cache.hits
-        )
-        Gauge("amp_state_cache_misses", "States not found in memory", registry=self.metrics).set_function(
-            lambda: self.cache.misses
-        )
 
 
 def _answering(handler: Handler) -> Handler:

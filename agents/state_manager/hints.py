@@ -25,7 +25,7 @@ class LogHints:
             self._offset = offset
             self._wake.set()
 
-    def repeat(self) -> None:
+    async def repeat(self) -> None:
         """Say the newest offset again: hints were lost while the mesh was away."""
         if self._offset:
             self._wake.set()

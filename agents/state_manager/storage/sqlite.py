@@ -14,6 +14,7 @@ from agents.state_manager.storage.base import UNFINISHED_SUFFIX, StoredState
 from agents.state_manager.storage.connections import PRIVATE_FILE, PRIVATE_FOLDER, read_only_uri, sync
 from agents.state_manager.storage.sqlite_core import CHUNK_ROWS
 from agents.state_manager.storage.sqlite_definitions import DefinitionTables
+from agents.state_manager.storage.sqlite_inbox import InboxTables
 from agents.state_manager.storage.sqlite_log import LogTables
 from agents.state_manager.storage.sqlite_ownership import OwnershipTables
 from agents.state_manager.storage.sqlite_states import ContextTables, StateTables, state_of
@@ -26,7 +27,9 @@ SELECT workflow_instance_id, state_data, version, created_at, updated_at
 FROM workflow_states ORDER BY updated_at, workflow_instance_id"""
 
 
-class SqliteStorage(LogTables, OwnershipTables, UpkeepTables, DefinitionTables, StateTables, ContextTables):
+class SqliteStorage(
+    LogTables, InboxTables, OwnershipTables, UpkeepTables, DefinitionTables, StateTables, ContextTables
+):
     """Everything durable in one SQLite file. See `storage.base.Storage`."""
 
     async def start(self) -> None:

@@ -33,12 +33,12 @@ async def test_hints_end_with_the_newest_offset() -> None:
             hints.advanced(offset - 1)
 
     hints = LogHints(publish)
-    hints.repeat()
+    await hints.repeat()
     async with running(hints.run()):
         hints.advanced(40)
         await until(lambda: sent == list(range(40, 51)))
         hints.advanced(50)
-        hints.repeat()
+        await hints.repeat()
         await until(lambda: sent[-2:] == [50, 50])
 
 

@@ -413,7 +413,7 @@ async def test_inbox_of_nobody_and_of_an_ended_instance_takes_nothing(storage: S
 
 
 async def test_inbox_is_bounded(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sqlite_log", "memory"):
+    for module in ("sqlite_inbox", "memory_log"):
         monkeypatch.setattr(f"agents.state_manager.storage.{module}.MAX_INBOX_ITEMS", 2)
     await append(storage, "i1")
     await put_inbox(storage)

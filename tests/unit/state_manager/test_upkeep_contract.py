@@ -151,13 +151,13 @@ async def test_offsets_go_on_after_a_purge_and_readers_pass_the_gap(storage: Sto
 async def test_purge_goes_in_small_steps(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         await end(storage, f"i{number}", START + timedelta(minutes=number), events=10)
-    for module in ("sqlite_upkeep", "memory"):
+    for module in ("sqlite_upkeep", "memory_log"):
         monkeypatch.setattr(f"agents.state_manager.storage.{module}.MAX_PURGED_EVENTS", 25)
     assert (await storage.purge(LATER)).instance_ids == ("i0", "i1")
-    for module in ("sqlite_upkeep", "memory"):
+    for module in ("sqlite_upkeep", "memory_log"):
         monkeypatch.setattr(f"agents.state_manager.storage.{module}.MAX_PURGED_EVENTS", 5)
     assert (await storage.purge(LATER)).instance_ids == ("i2",), "a large one goes alone"
-    for module in ("sqlite_upkeep", "memory"):
+    for module in ("sqlite_upkeep", "memory_log"):
         monkeypatch.setattr(f"agents.state_manager.storage.{module}.MAX_PURGED_EVENTS", 500)
         monkeypatch.setattr(f"agents.state_manager.storage.{module}.MAX_PURGED_INSTANCES", 3)
     assert (await storage.purge(LATER)).instance_ids == ("i3", "i4", "i5")
