@@ -13,7 +13,7 @@ from agents.base import Agent
 from agents.task_executor.attempts import Attempts, attempt_of
 from agents.task_executor.compute import Compute, ForeignCode
 from agents.task_executor.custom_handlers import CustomHandlers, load_custom_handlers
-from agents.task_executor.execution import VIEWS_OF_RESULT, Execution, Work, as_amp_error, filled
+from agents.task_executor.execution import Execution, Work, as_amp_error, filled
 from agents.task_executor.files import FileRoot
 from agents.task_executor.handlers.base import Progress
 from agents.task_executor.handlers.registry import Services, task_handlers
@@ -22,7 +22,7 @@ from agents.task_executor.heartbeats import Heartbeats
 from agents.task_executor.http_client import HttpClient
 from agents.task_executor.measures import Measures
 from agents.task_executor.permission import Permission
-from agents.task_executor.places import files_root, own_ports, spool_root
+from agents.task_executor.places import files_root, own_ports, record_bytes, spool_root
 from agents.task_executor.program_records import ProgramRecords
 from agents.task_executor.recovery import HOUSEKEEPING_SECONDS, Recovery
 from agents.task_executor.runner import AttemptRunner
@@ -91,7 +91,7 @@ class TaskExecutor(Agent):
             self.clock,
             max_bytes=section.spool.max_bytes,
             max_files=section.spool.max_files,
-            record_bytes=section.max_result_bytes * VIEWS_OF_RESULT,
+            record_bytes=record_bytes(section),
         )
         measures = Measures(self.metrics, self.clock, running=self._attempts.running, spool=spool)
         self._measured = measures.task

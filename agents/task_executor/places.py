@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agents.task_executor.execution import VIEWS_OF_RESULT
+from agents.task_executor.spool import HEAD_BYTES
 from agents.task_executor.spool_folder import SPOOL
-from runtime.settings import AgentSection, Settings, SettingsError
+from runtime.settings import AgentSection, Settings, SettingsError, TaskExecutorSettings
 
 
 def files_root(settings: Settings) -> Path:
@@ -30,6 +32,20 @@ def files_root(settings: Settings) -> Path:
 def spool_root(settings: Settings) -> Path:
     """Return the folder in which every executor of this data folder has a folder of its own, absolute."""
     return Path(settings.data_dir).resolve() / SPOOL
+
+
+def record_bytes(section: TaskExecutorSettings) -> int:
+    """Return how large the record of one ending can get, in bytes.
+
+    Raises: SettingsError when the spool could not take a single one.
+    """
+    largest = section.max_result_bytes * VIEWS_OF_RESULT
+    if section.spool.max_bytes < largest + HEAD_BYTES:
+        raise SettingsError(
+            f"task_executor.spool.max_bytes: {section.spool.max_bytes} cannot hold one result; it takes at least "
+            f"{largest + HEAD_BYTES}, or a smaller task_executor.max_result_bytes"
+        )
+    return largest
 
 
 def own_ports(settings: Settings) -> Iterator[int]:

@@ -23,7 +23,7 @@ from amp.transports.memory import MemoryNetwork
 from orchestration import contracts
 from orchestration.status import Effects
 from runtime.errors import RuntimeFault
-from runtime.settings import FileSettings, Settings, SettingsError, TaskExecutorSettings
+from runtime.settings import FileSettings, Settings, SettingsError, SpoolSettings, TaskExecutorSettings
 
 HANDLERS = """
 import asyncio, threading, time
@@ -592,6 +592,21 @@ def test_files_root_that_holds_the_products_data_is_refused(tmp_path: Path, root
         files_root(settings)
     with pytest.raises(SettingsError, match="holds the data folder"):
         TaskExecutor(settings)
+
+
+@pytest.mark.parametrize("root", ["spool", "spool/task-executor-1/aside"])
+def test_files_root_that_touches_the_spool_is_refused(tmp_path: Path, root: str) -> None:
+    settings = Settings(
+        data_dir=str(tmp_path / "data"), task_executor=TaskExecutorSettings(files=FileSettings(root=root))
+    )
+    with pytest.raises(SettingsError, match="keep their results"):
+        files_root(settings)
+
+
+def test_spool_that_could_not_hold_one_result_is_refused(tmp_path: Path) -> None:
+    section = TaskExecutorSettings(max_result_bytes=10_000, spool=SpoolSettings(max_bytes=40_000))
+    with pytest.raises(SettingsError, match=r"spool\.max_bytes: 40000 .* at least 46384"):
+        TaskExecutor(Settings(data_dir=str(tmp_path), task_executor=section))
 
 
 def test_files_root_is_below_the_data_folder_by_default(tmp_path: Path) -> None:
