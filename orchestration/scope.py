@@ -90,7 +90,7 @@ def condition_context(plan: Plan, instance: Instance, task: TaskPlan, now: datet
     """Return the context of a task's condition: its own variables over the instance's; declared names are null."""
     assert task.condition is not None
     condition = task.condition
-    context: dict[str, Any] = {name: None for name in sorted(condition.names & plan.declared)}
+    context: dict[str, Any] = dict.fromkeys(sorted(condition.names & plan.declared))
     context.update(
         variables_for(
             plan, instance, condition.names, task_id=task.id, now=now, whole_context=condition.whole_context

@@ -132,3 +132,8 @@ def retry(turn: Turn, run: Run, due_at: datetime, reason: str, decided_by: str =
 def skip(turn: Turn, task_id: str, reason: str, detail: str) -> None:
     """End a task without having done it."""
     turn.record(ev.TaskSkipped(at=turn.at, task_id=task_id, reason=reason, detail=detail))
+
+
+def fail(turn: Turn, task_id: str, error: ErrorInfo) -> None:
+    """End a task that failed for good."""
+    turn.record(ev.TaskFailed(at=turn.at, task_id=task_id, error=error))
