@@ -205,7 +205,7 @@ class LogReadReply(Wire, frozen=True, kw_only=True):
 class InboxPutRequest(Wire, frozen=True, kw_only=True):
     """Something that happens to an instance from outside. The same `dedupe_key` is stored once.
 
-    kind: pause, resume, stop, task_retry, task_skip, task_result, state_update.
+    kind: pause, resume, stop, task_retry, task_skip, task_complete, task_result, state_update.
     """
 
     instance_id: str
@@ -1523,7 +1523,10 @@ EVENT_TASK_PROGRESS = "task.progress"
 
 @cache
 def schema_of(struct: type) -> dict[str, Any]:
-    """Return the JSON Schema of a struct, self-contained, as announced at registration. It is made once: never change it."""
+    """Return the JSON Schema of a struct, self-contained, as announced at registration.
+
+    It is made once: never change it.
+    """
     (schema,), components = msgspec.json.schema_components((struct,), ref_template="#/$defs/{name}")
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     root = dict(components.pop(name)) if name else dict(schema)
