@@ -4,6 +4,7 @@ It only reads. The engine that drives an instance knows most about it, so anothe
 cannot, it answers from the log and says that the owner is gone.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
@@ -93,8 +94,7 @@ class Explainer:
         """
         driver = self._engine.driver_of(asked.instance_id)
         if driver is not None:
-            await driver.stored()
-            around = await self._around_own(driver)
+            around = await self._around_own(driver, stored=await _stored(driver))
             return self._answer(asked, driver.plan, driver.committed, around)
         ended = self._engine.ended_here(asked.instance_id)
         if ended is not None:
@@ -112,7 +112,7 @@ class Explainer:
 
     # --- one that is driven here -----------------------------------------------------------------------
 
-    async def _around_own(self, driver: Driver) -> Surroundings:
+    async def _around_own(self, driver: Driver, *, stored: bool) -> Surroundings:
         plan, instance = driver.plan, driver.committed
         tokens = [
             run.token
@@ -120,7 +120,7 @@ class Explainer:
             if (run := instance.runs[task_id]).status is TaskStatus.RUNNING and run.token
         ]
         places, offers = await self._look_up(tokens, _capabilities(plan, instance))
-        entries = await self._inbox(instance.id, driver.seen_inbox)
+        entries = await self._inbox(instance.id, driver.seen_inbox) if stored else None
         return Surroundings(
             places=places,
             offers=offers,
@@ -239,6 +239,16 @@ class Explainer:
             refusals=dict(refusals or {}),
             as_of=self._clock.now(),
         )
+
+
+async def _stored(driver: Driver) -> bool:
+    """Return whether what the driver decided is stored, after a short wait for it."""
+    try:
+        async with asyncio.timeout(LOOK_UP_SECONDS):
+            await driver.stored()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _capabilities(plan: Plan, instance: Instance) -> set[str]:

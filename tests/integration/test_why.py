@@ -126,6 +126,36 @@ async def test_a_silent_store_is_part_of_the_answer(tmp_path: Path) -> None:
         assert told.reasons[0].code == "store_unavailable"
 
 
+class StuckStore(StateManager):
+    """A state manager that answers appends while the test lets it."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def append(self, incoming: Incoming) -> contracts.AppendReply:
+        await self.open.wait()
+        return await super().append(incoming)
+
+
+async def test_facts_that_the_store_does_not_take_do_not_hold_up_the_answer(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path, agents=(StuckStore, WorkflowEngine)) as mesh:
+        instance_id = await mesh.start(await mesh.define(flow("a")))
+        (store,) = (agent for agent in mesh.agents if isinstance(agent, StuckStore))
+        worker = Worker(mesh)
+        await worker.client.start()
+        await worker.taken.wait()
+        store.open.clear()
+        worker.release.set()
+        async with asyncio.timeout(END_SECONDS):
+            while (await ask(mesh, instance_id)).reasons[0].code != "store_unavailable":
+                continue
+        store.open.set()
+        await mesh.until(instance_id)
+        await worker.client.stop()
+
+
 async def test_an_order_that_the_machine_refuses_is_refused_at_once(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, agents=AGENTS) as mesh:
         instance_id = await mesh.start(await mesh.define(flow("a")))

@@ -81,6 +81,19 @@ async def test_secrets_stay_out_of_reasons(http: aiohttp.ClientSession, mesh: Fa
     assert "secret-pin" not in str(told)
 
 
+async def test_a_silent_store_is_told_though_nobody_can_say_what_is_secret(
+    http: aiohttp.ClientSession, mesh: FakeMesh
+) -> None:
+    failed(mesh)
+    mesh.absent.add("instance-get")
+    async with http.get(WHY) as response:
+        assert response.status == 503
+    mesh.surroundings["ins_1"] = Surroundings(store_answers=False)
+    told = await answer(http, WHY)
+    assert [reason["code"] for reason in told["reasons"]] == ["store_unavailable"]
+    assert "secret-pin" not in str(told)
+
+
 @pytest.mark.parametrize(
     ("path", "code"),
     [

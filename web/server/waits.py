@@ -9,6 +9,7 @@ from orchestration import contracts
 from orchestration.contracts import Contract
 from web.server import values
 from web.server.bodies import check_value
+from web.server.problems import ProblemError
 from web.server.table import Answer, Call, Model
 
 
@@ -45,8 +46,23 @@ async def _why(call: Call, task_id: str) -> Answer:
     instance_id = call.path["instance_id"]
     request = contracts.WorkflowWhyRequest(instance_id=instance_id, task_id=task_id)
     reply = await call.services.backend.ask(contracts.WORKFLOW_WHY, request, contracts.WorkflowWhy)
-    secrets = await call.services.instances.secrets(instance_id)
+    try:
+        secrets = await call.services.instances.secrets(instance_id)
+    except ProblemError as problem:
+        return Answer(_without_secrets(reply, problem))
     return Answer(values.masked(msgspec.to_builtins(reply), secrets))
+
+
+def _without_secrets(reply: contracts.WorkflowWhy, problem: ProblemError) -> Any:
+    """Return what may be told while nobody can say what is secret: that the store does not answer.
+
+    Raises: ProblemError when that is not the reason.
+    """
+    silent = [reason for reason in reply.reasons if reason.code == "store_unavailable"]
+    if not silent:
+        raise problem
+    told = msgspec.structs.replace(reply, summary=silent[0].sentence, reasons=silent, refusals={})
+    return msgspec.to_builtins(told)
 
 
 async def retry_task(call: Call) -> Answer:
