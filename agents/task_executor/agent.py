@@ -103,6 +103,7 @@ class TaskExecutor(Agent):
         )
         self._recovery = Recovery(
             spool_root(self.settings),
+            self._attempts,
             spool,
             self._handover,
             self._programs,

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from agents.task_executor.attempts import Ending
-from agents.task_executor.errors import NotBegun
+from agents.task_executor.errors import NotBegun, SpoolFull
 from agents.task_executor.spool import Record
 from amp import crash
 from amp.client import MeshClient
@@ -89,7 +89,7 @@ class Handover:
 def put_of_ending(attempt: Attempt, ending: Ending, agent_id: str) -> InboxPutRequest:
     """Return what goes into the inbox for an attempt that ended here."""
     data: dict[str, Any] = {"task_id": attempt.task_id, "attempt": attempt.attempt, "token": attempt.token}
-    if isinstance(ending, NotBegun):
+    if isinstance(ending, (NotBegun, SpoolFull)):
         data["lost"] = _lost(agent_id, ending.message, begun=False)
     elif isinstance(ending, AmpError):
         data["error"] = {"code": ending.code, "message": ending.message, "details": ending.details}

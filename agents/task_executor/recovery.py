@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from agents.task_executor.attempts import Ending
+from agents.task_executor.attempts import Attempts, Ending
 from agents.task_executor.compute import Compute
 from agents.task_executor.errors import NotBegun, OutcomeUnknown, PoisonTask
 from agents.task_executor.handover import MAX_AT_ONCE, Handover, put_of_record
@@ -31,6 +31,8 @@ HOUSEKEEPING_SECONDS = 60.0
 UNSETTLED_SECONDS = 60.0
 """How long an engine may take to say that it has recorded a result, before the result goes to the inbox too."""
 
+_HANDED_OVER = OutcomeUnknown("how the attempt ended went to its instance's inbox")
+
 logger = structlog.stdlib.get_logger(__name__)
 
 
@@ -39,6 +41,7 @@ class Recovery:
 
     Args:
         root: The folder of all executors' folders.
+        attempts: Remembers endings of earlier lives too, so that a token that comes again is not begun again.
         slots: How many attempts can be under way at once.
         agent_id: Returns the agent's id of the moment.
     """
@@ -46,6 +49,7 @@ class Recovery:
     def __init__(
         self,
         root: Path,
+        attempts: Attempts,
         spool: Spool,
         handover: Handover,
         programs: ProgramRecords,
@@ -55,6 +59,7 @@ class Recovery:
         agent_id: Callable[[], str],
     ) -> None:
         self.spool = spool
+        self._attempts = attempts
         self.suspects = Suspects()
         self._root = root
         self._handover = handover
@@ -138,7 +143,7 @@ class Recovery:
         match self.spool.state_of(token):
             case State.ENDED:
                 record = await self.spool.record(token)
-                return None if record is None else ending_of(record)
+                return _HANDED_OVER if record is None else ending_of(record)
             case State.BEGUN if token in self._earlier:
                 return OutcomeUnknown("an executor was killed after it had begun with this attempt")
             case State.ACCEPTED if token in self._earlier:
@@ -164,6 +169,10 @@ class Recovery:
         """Tell an inbox what the spool knows of an attempt. Return when it was told, or could not be."""
         state, record = self.spool.state_of(token), await self.spool.record(token)
         if record is not None:
+            if token in self._earlier:
+                self._attempts.finish(
+                    token, await self.known_ending(token) or _HANDED_OVER, self._clock.monotonic()
+                )
             request = put_of_record(record, self._agent_id(), begun=state is not State.ACCEPTED)
             await self._handover.deliver(token, request)
 

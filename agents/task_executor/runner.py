@@ -156,8 +156,8 @@ class AttemptRunner:
                 self._heartbeats.leave(token)
         if isinstance(ending, SpoolFull):
             self._attempts.drop(token)
-            return ending
-        self._attempts.finish(token, ending, self._clock.monotonic())
+        else:
+            self._attempts.finish(token, ending, self._clock.monotonic())
         if run.abandoned:
             self._handover.deliver(token, put_of_ending(attempt, ending, self._execution.executor_id()))
         return ending

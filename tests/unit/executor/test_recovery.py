@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agents.task_executor import TaskExecutor, recovery
+from agents.task_executor.errors import SpoolFull
 from agents.task_executor.handlers.api_call import ApiCall
 from agents.task_executor.handlers.base import TaskContext
 from agents.task_executor.http_client import HttpAnswer, HttpRequest
@@ -157,6 +158,17 @@ async def test_what_had_begun_is_told_as_lost_and_its_token_is_refused(tmp_path:
     assert calls == 0, "the next life begins nothing"
 
 
+async def test_a_token_that_comes_again_after_its_ending_was_told_is_not_begun_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        first = await engine.request(CUSTOM, COUNT, context=once())
+        executor = await live_again(mesh)
+        await until(lambda: bool(mesh.inbox) and len(executor._spool) == 0)
+        again = await engine.request(CUSTOM, COUNT, context=once(), patience_seconds=5)
+        assert again == first
+        assert mesh.module.calls == []
+
+
 async def test_what_had_not_begun_is_told_as_safe_to_do_elsewhere(tmp_path: Path) -> None:
     async def never_answers(incoming: Incoming) -> contracts.TaskHeartbeatReply:
         await asyncio.Event().wait()
@@ -219,6 +231,29 @@ async def test_a_full_spool_refuses_before_the_effect_and_the_token_may_come_aga
         await engine.request(CUSTOM, COUNT, context=once("b"))
         assert len(mesh.module.calls) == 2
         assert not mesh.executor.failed.is_set()
+
+
+async def test_an_attempt_without_room_whose_engine_left_is_told_as_never_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = asyncio.Event()
+
+    async def full(token: str) -> None:
+        await held.wait()
+        raise SpoolFull("no room", 1.0)
+
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        monkeypatch.setattr(mesh.executor._spool, "begin", full)
+        work = begin(engine, COUNT, once())
+        await until(lambda: mesh.executor._spool.state_of("t1") is State.ACCEPTED)
+        await engine.stop(drain_seconds=0)
+        await dropped(work)
+        await until(lambda: any(run.abandoned for run in mesh.executor._attempts.running.values()))
+        held.set()
+        await until(lambda: bool(mesh.inbox))
+        assert (len(mesh.executor._spool), mesh.module.calls) == (0, [])
+    assert mesh.inbox[0].data["lost"]["begun"] is False
 
 
 async def test_a_spool_that_cannot_be_made_stops_nothing_but_what_needs_it(tmp_path: Path) -> None:
