@@ -64,6 +64,7 @@ def judge(mesh: SimulatedMesh, users: Users) -> Verdict:
                     excused.add(start.label)
     findings.extend(f"{name} exists and nobody asked for it" for name in sorted(set(rows) - users.asked))
     findings.extend(f"the inbox of {item.instance_id} still holds {item.kind}" for item in mesh.store.inbox)
+    findings.extend(_unhappened(mesh))
     return Verdict(findings=tuple(findings), endings=endings, excused=frozenset(excused))
 
 
@@ -120,6 +121,16 @@ def _effects(mesh: SimulatedMesh, plan: Plan, instance: Instance) -> list[str]:
         if simulated and run.status == "completed" and not count and not task.on_error.fallback:
             findings.append(f"{task.id} is completed and was never done")
     return findings
+
+
+def _unhappened(mesh: SimulatedMesh) -> list[str]:
+    """Return what a reader was shown of the log and is not there."""
+    log = {event.offset: event for event in mesh.store.events}
+    return [
+        f"event {offset} was {seen.type} of {seen.instance_id} when it was read, and is gone"
+        for offset, seen in mesh.seen.items()
+        if (kept := log.get(offset)) is None or bytes(kept.data) != bytes(seen.data)
+    ][:MAX_TOLD_EVENTS]
 
 
 def _ending(plan: Plan, instance: Instance, *, stopped: bool) -> Ending:

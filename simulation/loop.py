@@ -218,6 +218,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             life.dead = life.frozen = False
             self.resume(life.thaw())
         last = self.steps + MAX_CLOSING_STEPS
+        self._steps_before = self.steps
+        self._run(self._is_idle)
         while (tasks := asyncio.all_tasks(self)) and self.steps < last:
             for task in tasks:
                 task.cancel()

@@ -22,6 +22,7 @@ from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError
 from amp.router import Router
 from orchestration import events as ev
+from orchestration.contracts import EventRecord
 from orchestration.definition.plan import Plan
 from runtime.settings import Settings
 from simulation import processes
@@ -97,6 +98,8 @@ class SimulatedMesh:
         self.lives: list[Life] = []
         self.failures: list[str] = []
         """Ends of agents that nobody caused: their own background tasks failed."""
+        self.seen: dict[int, EventRecord] = {}
+        """What the log has shown to a reader, by offset."""
         self.reasons: dict[str, str] = {}
         self.frames = 0
         self._sealed = ""
@@ -146,7 +149,7 @@ class SimulatedMesh:
 
     def _monitor(self, process: Process) -> Agent:
         return processes.SimulatedMonitor(
-            self.settings, database=self._monitor_database, **self._options(process)
+            self.settings, database=self._monitor_database, seen=self.seen, **self._options(process)
         )
 
     def client(self) -> MeshClient:

@@ -4,7 +4,7 @@ Only what would touch a disk, a network or the machine's load is replaced. No de
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import aiosqlite
@@ -19,7 +19,7 @@ from agents.state_manager.storage.base import Storage
 from agents.state_manager.store_clock import StoreClock
 from agents.task_executor import TaskExecutor
 from agents.workflow_engine import WorkflowEngine
-from orchestration.contracts import CustomTaskRequest
+from orchestration.contracts import CustomTaskRequest, EventRecord
 from runtime.settings import Settings
 from simulation.store import SimulatedStore
 from simulation.work import Anything, Ledger, SimulatedWork
@@ -123,10 +123,26 @@ class _CalmMachine:
 
 
 class SimulatedMonitor(MonitorAgent):
-    """The monitor over a database that outlives it, on a machine that is never busy."""
+    """The monitor over a database that outlives it, on a machine that is never busy.
 
-    def __init__(self, settings: Settings, *, database: sqlite3.Connection, **options: Any) -> None:
+    What it is shown of the log goes to `seen` too, by offset: it must still be there in the end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database: sqlite3.Connection,
+        seen: dict[int, EventRecord],
+        **options: Any,
+    ) -> None:
         super().__init__(settings, **options)
+        self._seen = seen
         self.store = _KeptMonitorStore(database)
         self.resources = _CalmMachine()  # type: ignore[assignment]
         self.answers = self._make_answers()
+
+    async def _take_events(self, events: Sequence[EventRecord], offset: int) -> None:
+        for event in events:
+            self._seen.setdefault(event.offset, event)
+        await super()._take_events(events, offset)

@@ -111,7 +111,7 @@ def command_of(seed: int, subject: Subject, faults: Collection[Kind], plant: Pla
         words += ["-i", pair]
     words += ["--seed", str(seed)]
     if set(faults) != set(KINDS):
-        words += ["--faults", ",".join(kind for kind in KINDS if kind in faults)]
+        words += ["--faults", ",".join(kind for kind in KINDS if kind in faults) or "none"]
     if plant:
         words += ["--plant", plant]
     return shlex.join(words)

@@ -41,7 +41,7 @@ Work = Callable[[], Coroutine[Any, Any, T]]
 Plant = Literal["", "answer-before-commit"]
 COMMIT_SECONDS = 0.001
 SLOW_COMMIT_SECONDS = 0.5
-PLANTED_SECONDS = 0.5
+PLANTED_SECONDS = 2.0
 """How late the planted bug commits at most."""
 SLOW_COMMITS = 0.01
 """The share of commits for which the disk takes its time."""
