@@ -24,7 +24,7 @@ from tests.chaos.checker import (
 )
 from tests.chaos.customer import Customer
 from tests.chaos.mesh import ChaosMesh, Life, eventually, processes_below, running_chaos
-from tests.chaos.workload import End, Start, expected_ends, one_of_each
+from tests.chaos.workload import VARIANTS, End, Start, expected_ends, one_of_each
 
 QUIET_SECONDS = 60.0
 """How long everything may take to end after the last fault."""
@@ -58,10 +58,15 @@ class Scene:
             trigger: What it takes besides the usual work to come to that place.
             extra: Workflows to start besides one of each.
         """
-        async with self.work(extra) as under_way:
+        async with self.work() as under_way:
             await asyncio.sleep(0.3)
             life = await self.mesh.rearm(name, order)
-            under_way.begin(one_of_each(self._label()))
+            await self._joined(life)
+            label = self._label()
+            more = [
+                Start(each, number % VARIANTS, f"{label}-more-{number}") for number, each in enumerate(extra)
+            ]
+            under_way.begin([*one_of_each(label), *more])
             await trigger(self)
             await self.hit(life, order)
 
@@ -70,7 +75,8 @@ class Scene:
         """Have the usual work under way, and more of the workflows `extra`; see `work_of`."""
         label = self._label()
         starts = [
-            Start(name, number % 4, f"{label}-{number}") for number, name in enumerate((*BEFORE, *extra))
+            Start(name, number % VARIANTS, f"{label}-{number}")
+            for number, name in enumerate((*BEFORE, *extra))
         ]
         async with self.work_of(starts) as under_way:
             yield under_way
@@ -88,6 +94,17 @@ class Scene:
         self.instances = instances
         await self.rest()
         self.judge(self.check(instances))
+
+    async def _joined(self, life: Life) -> None:
+        """Return when an executor is there, so that it gets a share of the work, or has died on its way."""
+        if not life.name.startswith("executor"):
+            return
+        async with asyncio.timeout(HIT_SECONDS):
+            while not life.ended.is_set():
+                agents = await self.mesh.client.discover(capabilities=[contracts.TASK_CUSTOM.id])
+                if f"task-{life.name}" in {agent["identity"]["id"] for agent in agents}:
+                    return
+                await asyncio.sleep(0.05)
 
     async def hit(self, life: Life, order: str) -> None:
         """Return when a process has died at its place; one that never comes there fails the test."""
