@@ -114,14 +114,14 @@ class Attempts:
         """Post what an attempt's error means: it failed, was never taken, or its agent is lost."""
         unrepeatable = flight.task.effects in UNREPEATABLE
         match error:
+            case _ if _is_never_placed(error):
+                self._errored(flight, _never_placed(flight, error))
             case AgentLost() | Disconnected() if unrepeatable:
                 await self.await_result(flight, whole_time=isinstance(error, Disconnected))
             case AgentLost() | Disconnected():
                 self._lost(flight, str(error.details.get("agent_id", "")), error.message)
             case RequestTimeout() if unrepeatable and error.from_agent_id is None:
                 self._lost(flight, "", "no answer came in time")
-            case _ if _is_never_placed(error):
-                self._errored(flight, _never_placed(flight, error))
             case AmpError(code=code) if code in (NOT_BEGUN, OUTCOME_UNKNOWN):
                 self._lost(flight, error.from_agent_id or "", error.message, begun=code != NOT_BEGUN)
             case AmpError(code=code) if code == CANCELLED and not flight.is_wanted:
@@ -326,6 +326,8 @@ def error_info(error: AmpError) -> ErrorInfo:
 
 def _is_never_placed(error: AmpError) -> bool:
     """Return whether the mesh, not an agent, says that nobody took the attempt in time."""
+    if isinstance(error, Disconnected):
+        return error.details.get("sent") is False
     if isinstance(error, RequestTimeout):
         return error.from_agent_id == ROUTER_ID and error.details.get("reason") == "queued"
     if isinstance(error, InsufficientResources):
