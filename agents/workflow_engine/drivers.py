@@ -5,7 +5,7 @@ What it may drive is decided by the store. One instance that breaks must never h
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -68,6 +68,7 @@ class Drivers:
         self._on_ended = on_ended
         self._by_id: dict[str, Driver] = {}
         self._beginning: set[str] = set()
+        self._set_aside: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -85,7 +86,11 @@ class Drivers:
     @property
     def owned(self) -> int:
         """How many instances this engine answers for, those that it cannot drive included."""
-        return len(self._by_id) + len(self.quarantined)
+        return len(self._by_id) + len(self._set_aside)
+
+    def note_owned(self, instance_ids: Collection[str]) -> None:
+        """Note what the store says is ours: an instance that was set aside may be another engine's by now."""
+        self._set_aside = self.quarantined.keys() & set(instance_ids)
 
     def epochs(self) -> dict[str, int]:
         """Return under which epoch each instance is driven, without those whose start is not stored yet."""
@@ -242,6 +247,7 @@ class Drivers:
         """Leave an instance alone until this process ends, and have its row say so: no time wakes it."""
         reason = f"quarantined: {reason[:MAX_REASON_CHARACTERS]}"
         self.quarantined[row.instance_id] = reason
+        self._set_aside.add(row.instance_id)
         logger.error("instance_quarantined", instance_id=row.instance_id, reason=reason)
         self._spawn(self._mark(row, reason), f"quarantine {row.instance_id}")
 

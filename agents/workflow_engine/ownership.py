@@ -5,7 +5,7 @@ The store decides; this module asks, asks again when an answer was lost, and nev
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 import structlog
@@ -43,6 +43,10 @@ class Holder(Protocol):
 
     def epochs(self) -> dict[str, int]:
         """Return under which epoch each instance is driven."""
+        ...
+
+    def note_owned(self, instance_ids: Collection[str]) -> None:
+        """Note what the store says is ours."""
         ...
 
     def __contains__(self, instance_id: object) -> bool: ...
@@ -254,6 +258,7 @@ class Ownership:
         """
         driven = self._holder.epochs()
         ours = {row.instance_id: row for row in await self._own_rows()}
+        self._holder.note_owned(ours)
         for instance_id, epoch in driven.items():
             row = ours.get(instance_id)
             if row is None or row.epoch != epoch:

@@ -307,6 +307,9 @@ async def test_an_instance_that_cannot_be_replayed_is_set_aside_and_hinders_no_o
                     break
                 await asyncio.sleep(0.01)
         health = engine.health()
+        assert engine._drivers.owned == 2
+        engine._drivers.note_owned(["whole"])
+        assert engine._drivers.owned == 1, "it is another engine's by now"
         assert await engine.stop_workflow("whole") == "cancelled"
     assert row.wake_at is None
     assert health["quarantined"] == 1
