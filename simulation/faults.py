@@ -16,8 +16,8 @@ Kind = Literal["kill", "crash", "stall", "cut", "partition", "drop", "duplicate"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FIRST_FAULT_SECONDS = 0.2
-MIN_STORM_SECONDS = 10.0
-MAX_STORM_SECONDS = 60.0
+MIN_STORM_SECONDS = 5.0
+MAX_STORM_SECONDS = 40.0
 KIND_TAKEN = 0.55
 """The chance that a seed takes a kind of fault."""
 MAX_DOWN_SECONDS = 8.0

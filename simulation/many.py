@@ -45,13 +45,17 @@ def run_seeds(
     """
     workers = jobs or os.cpu_count() or 1
     with working_folder() as folder:
-        work = partial(_run, folder=folder, subject=subject, faults=tuple(faults), plant=plant)
-        if workers == 1:
-            yield from map(work, seeds)
-            return
+        gc.collect()
         gc.freeze()
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
-            yield from pool.imap_unordered(work, seeds, chunksize=SEEDS_A_TURN)
+        work = partial(_run, folder=folder, subject=subject, faults=tuple(faults), plant=plant)
+        try:
+            if workers == 1:
+                yield from map(work, seeds)
+                return
+            with multiprocessing.get_context("fork").Pool(workers) as pool:
+                yield from pool.imap_unordered(work, seeds, chunksize=SEEDS_A_TURN)
+        finally:
+            gc.unfreeze()
 
 
 def _run(

@@ -20,7 +20,7 @@ from simulation.store import Plant
 from simulation.users import Users
 from simulation.workload import Workload, generated, of_definition
 
-START_SECONDS = 10.0
+START_SECONDS = 8.0
 """Starts are spread over this time."""
 REST_SECONDS = 600.0
 """So long after the last fault everything has ended."""
