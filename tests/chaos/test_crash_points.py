@@ -121,6 +121,8 @@ SPECIAL = {
     "store.checkpoint.before": Case("state", write_much),
     "store.checkpoint.after": Case("state", write_much),
     "store.backup.copied": Case("state", back_up),
+    "executor.file.before_rename": Case("executor-1", extra=("files",) * 8),
+    "executor.heartbeat.before": Case("executor-1", extra=("beating",) * 6),
     "executor.handover.before": Case("executor-1", lose_the_engine, ("beating",) * 8),
     "router.takeover.before": Case("router", join_twice),
     "dashboard.live.resync": Case("dashboard", watch_a_page),
