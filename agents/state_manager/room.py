@@ -18,7 +18,16 @@ logger = logging.getLogger(__name__)
 RESERVE_NAME = "reserve"
 RETRY_SECONDS = 5.0
 """How often it is tried whether there is room again."""
+MIN_MARGIN_BYTES = 1024 * 1024
+MARGIN_SHARE = 8
+"""Beside the reserve so much must be free before new work is taken again: this part of it, or the minimum."""
 _PRIVATE_FILE = 0o600
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much room there is on the file system of a folder."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 class Room:
@@ -27,14 +36,18 @@ class Room:
     Args:
         reserve: The reserve file; None for a store that needs no disk.
         size_bytes: Its size; 0 for no reserve: a full disk is then noticed all the same.
+        measure: Tells how many bytes are free on the file system of a folder.
     """
 
-    def __init__(self, reserve: Path | None = None, size_bytes: int = 0) -> None:
+    def __init__(
+        self, reserve: Path | None = None, size_bytes: int = 0, measure: Callable[[Path], int] = free_bytes
+    ) -> None:
         self.is_full = False
         self.on_full: Callable[[], None] | None = None
         """Called once, in the writer's thread, when the disk becomes full."""
         self._reserve = reserve
         self._size_bytes = size_bytes
+        self._measure = measure
 
     def refuse_new(self) -> None:
         """Raise StoreFull when new work is not taken now."""
@@ -88,9 +101,16 @@ class Room:
         if self.on_full is not None:
             self.on_full()
 
+    def _has_margin(self) -> bool:
+        """Make the reserve; return whether enough is free beside it, so that the next start does not end it again."""
+        if not self.make():
+            return False
+        wanted = max(MIN_MARGIN_BYTES, self._size_bytes // MARGIN_SHARE)
+        return self._reserve is None or self._measure(self._reserve.parent) >= wanted
+
     async def recover(self, probe: Callable[[], Awaitable[object]]) -> bool:
-        """Take new work again when the reserve could be made and `probe`, a write, succeeds; return whether."""
-        if not await asyncio.to_thread(self.make):
+        """Take new work again when there is the reserve, a margin, and `probe`, a write, succeeds; return whether."""
+        if not await asyncio.to_thread(self._has_margin):
             return False
         try:
             await probe()

@@ -127,6 +127,11 @@ class Bench:
             document = await self.mesh.until(instance_id)
             assert document.instance["status"] == "completed", document.instance
 
+    async def start_many(self, count: int) -> None:
+        """Start instances with large inputs, one after the other."""
+        for _ in range(count):
+            await self.start("flow", text="x" * 100_000)
+
     def health(self) -> dict[str, Any]:
         url = f"http://127.0.0.1:{self.health_port}/health"
         with urllib.request.urlopen(url, timeout=5) as answer:
@@ -273,13 +278,9 @@ async def test_limit_on_files_stops_new_work_only_and_is_over_without_a_restart(
         largest = max((data / STORE).stat().st_size, (data / f"{STORE}-wal").stat().st_size)
         before = resource.prlimit(store.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(store.pid, resource.RLIMIT_FSIZE, (largest, before[1]))
-        for _ in range(50):
-            try:
-                await bench.start("flow", text="x" * 100_000)
-            except InsufficientResources:
-                break
-        await bench.refused()
-        assert bench.health()["store"]["full"]
+        with pytest.raises(InsufficientResources):
+            await bench.start_many(50)
+        assert "store_full" in bench.mesh.log_of("state_manager")
         resource.prlimit(store.pid, resource.RLIMIT_FSIZE, before)
         await bench.accepted_again()
         await bench.all_end()
@@ -298,8 +299,8 @@ async def test_start_on_a_full_disk_uses_the_reserve(tmp_path: Path) -> None:
             await bench.ready()
             for _ in range(10):
                 await bench.start("flow")
-            disk.fill()
             bench.mesh.kill("state_manager")
+            disk.fill()
             bench.start_store(*disk.wrapper)
             await bench.refused()
             await bench.all_end()
@@ -313,7 +314,7 @@ async def test_start_on_a_full_disk_uses_the_reserve(tmp_path: Path) -> None:
 # --- refusing to sync ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing", [12, 25, 40])
+@pytest.mark.parametrize("failing", [30, 45, 60])
 async def test_failed_sync_ends_the_process_and_nothing_unsynced_was_acknowledged(
     tmp_path: Path, failing: int
 ) -> None:

@@ -258,7 +258,8 @@ def test_reserve_is_made_given_up_and_made_again(tmp_path: Path) -> None:
 
 
 async def test_room_comes_back_only_with_a_write_that_succeeds(tmp_path: Path) -> None:
-    room = Room(tmp_path / RESERVE_NAME, 4096)
+    free = [0]
+    room = Room(tmp_path / RESERVE_NAME, 4096, lambda folder: free[0])
     room.give()
 
     async def refuse() -> None:
@@ -267,6 +268,8 @@ async def test_room_comes_back_only_with_a_write_that_succeeds(tmp_path: Path) -
     async def take() -> None:
         return
 
+    assert not await room.recover(take), "there is the reserve, and nothing beside it"
+    free[0] = 1024 * 1024
     assert not await room.recover(refuse)
     assert room.is_full
     assert await room.recover(take)
