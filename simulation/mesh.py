@@ -22,7 +22,7 @@ from amp.client import AgentIdentity, MeshClient
 from amp.errors import AmpError
 from amp.router import Router
 from orchestration import events as ev
-from orchestration.contracts import EventRecord
+from orchestration.contracts import CONTRACTS, EventRecord
 from orchestration.definition.plan import Plan
 from runtime.settings import Settings
 from simulation import processes
@@ -95,6 +95,8 @@ class SimulatedMesh:
         self.store = SimulatedStore(Random(f"{seed}:disk"), plant)
         self.ledger = Ledger(_subjects(plans.values()))
         self.ledger.begun = self._latest_attempt
+        capabilities = {task.capability for plan in plans.values() for task in plan.tasks.values()}
+        self._foreign = sorted(capabilities - set(CONTRACTS))
         self.lives: list[Life] = []
         self.failures: list[str] = []
         """Ends of agents that nobody caused: their own background tasks failed."""
@@ -145,7 +147,9 @@ class SimulatedMesh:
         return processes.SimulatedStateManager(self.settings, store=self.store, **self._options(process))
 
     def _executor(self, process: Process) -> Agent:
-        return processes.SimulatedExecutor(self.settings, ledger=self.ledger, **self._options(process))
+        return processes.SimulatedExecutor(
+            self.settings, ledger=self.ledger, foreign=self._foreign, **self._options(process)
+        )
 
     def _monitor(self, process: Process) -> Agent:
         return processes.SimulatedMonitor(

@@ -5,6 +5,7 @@ Only what would touch a disk, a network or the machine's load is replaced. No de
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import aiosqlite
@@ -19,6 +20,7 @@ from agents.state_manager.storage.base import Storage
 from agents.state_manager.store_clock import StoreClock
 from agents.task_executor import TaskExecutor
 from agents.workflow_engine import WorkflowEngine
+from amp.capability import Capability, Offer
 from orchestration.contracts import CustomTaskRequest, EventRecord
 from runtime.settings import Settings
 from simulation.store import SimulatedStore
@@ -50,13 +52,33 @@ class SimulatedStateManager(StateManager):
 
 
 class SimulatedExecutor(TaskExecutor):
-    """The task executor whose effects go to the ledger."""
+    """The task executor whose effects go to the ledger. It also does the work of agents from outside.
 
-    def __init__(self, settings: Settings, *, ledger: Ledger, **options: Any) -> None:
+    Args:
+        foreign: The capabilities that such agents would offer.
+    """
+
+    def __init__(
+        self, settings: Settings, *, ledger: Ledger, foreign: Sequence[str] = (), **options: Any
+    ) -> None:
         super().__init__(settings, **options)
+        self._foreign = foreign
         simulated = dict.fromkeys(SIMULATED_TYPES, SimulatedWork(ledger, Anything))
         simulated["custom"] = SimulatedWork(ledger, CustomTaskRequest)
         self._execution.handlers = {**self._execution.handlers, **simulated}
+
+    def offers(self) -> list[Offer]:
+        """Return the executor's capabilities and the foreign ones."""
+        foreign = [
+            Offer(
+                capability=Capability(id=name),
+                handler=partial(self._task, name, SIMULATED_TYPES[0]),
+                parameters_type=None,
+                check_input=False,
+            )
+            for name in self._foreign
+        ]
+        return [*super().offers(), *foreign]
 
     def release(self) -> None:
         """Do what the kernel does when a process ends: let go of its locks."""
