@@ -41,7 +41,8 @@ def orphan_of(suspect: Suspect, ownerless_since: datetime | None, now: datetime)
         return _orphan(suspect, "no_owner", reason, ownerless_since)
     if suspect.wake_at is None or not suspect.wake_reason:
         missing = "time at which it is looked at again" if suspect.wake_reason else "wake reason"
-        return _orphan(suspect, "no_wake_reason", f"it has no {missing}", None)
+        known = f": {suspect.wake_reason}" if suspect.wake_reason else ""
+        return _orphan(suspect, "no_wake_reason", f"it has no {missing}{known}", None)
     if now - suspect.wake_at > timedelta(seconds=OVERDUE_SECONDS):
         reason = f"{suspect.owner} has not looked at it when it was due: {suspect.wake_reason}"
         return _orphan(suspect, "overdue", reason, suspect.wake_at)
