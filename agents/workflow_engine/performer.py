@@ -132,6 +132,8 @@ class MeshPerformer:
         flight.work = self._spawn(self._fly(flight, send=send), f"attempt {token}")
 
     async def _fly(self, flight: Flight, *, send: bool) -> None:
+        watched = flight.task.heartbeat_seconds > 0
+        watch = self._spawn(self._watch(flight), f"heartbeat {flight.token}") if watched else None
         try:
             if send:
                 await self._send(flight)
@@ -139,6 +141,8 @@ class MeshPerformer:
                 await self._attempts.await_result(flight, whole_time=True)
         finally:
             del self._flights.by_token[flight.token]
+            if watch is not None:
+                watch.cancel()
 
     async def _send(self, flight: Flight) -> None:
         capability = flight.task.capability
@@ -150,14 +154,7 @@ class MeshPerformer:
                 if not flight.is_wanted:
                     return
             self._count_dispatch(capability)
-            if not flight.task.heartbeat_seconds:
-                await self._attempts.send(flight)
-                return
-            watch = self._spawn(self._watch(flight), f"heartbeat {flight.token}")
-            try:
-                await self._attempts.send(flight)
-            finally:
-                watch.cancel()
+            await self._attempts.send(flight)
 
     async def _watch(self, flight: Flight) -> None:
         """Post the loss of an attempt whose agent is silent. What it may still answer is taken all the same."""
