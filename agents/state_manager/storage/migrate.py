@@ -71,7 +71,8 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration], now
             connection.execute(
                 _INSERT_VERSION, (migration.version, migration.name, migration.checksum, now_microseconds)
             )
-        crash.reach("store.migration.before_commit")
+        if missing:
+            crash.reach("store.migration.before_commit")
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         if connection.in_transaction:
