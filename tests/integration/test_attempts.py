@@ -72,6 +72,8 @@ async def facts(mesh: Mesh, instance_id: str) -> list[ev.Event]:
         contracts.LOG_READ.id,
         contracts.LogReadRequest(instance_id=instance_id, limit=1000),
         reply_type=contracts.LogReadReply,
+        patience_seconds=10,
+        resend=True,
     )
     return [ev.decode(record.data) for record in reply.events]
 
