@@ -22,6 +22,8 @@ Ts = TypeVarTuple("Ts")
 MAX_STEPS_A_SECOND = 200_000
 """Steps within one second of virtual time; more are an endless loop."""
 MAX_CLOSING_STEPS = 500_000
+CLOSING_STEPS_A_TIME = 5000
+"""Steps after which the tasks that are left are cancelled once more."""
 MAX_TOLD_TASKS = 30
 
 
@@ -218,6 +220,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             life.dead = life.frozen = False
             self.resume(life.thaw())
         last = self.steps + MAX_CLOSING_STEPS
+        self._max_steps = MAX_CLOSING_STEPS
         self._steps_before = self.steps
         self._run(self._is_idle)
         while (tasks := asyncio.all_tasks(self)) and self.steps < last:
@@ -230,7 +233,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers.clear()
 
     def _is_idle(self) -> bool:
-        return not self._ready or self.steps > self._steps_before + MAX_STEPS_A_SECOND // 2
+        return not self._ready or self.steps > self._steps_before + CLOSING_STEPS_A_TIME
 
     def close(self) -> None:
         """Take nothing more."""
