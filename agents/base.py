@@ -28,7 +28,7 @@ from amp.transports.base import Transport
 from orchestration.contracts import Contract, schema_of
 from runtime import logging as runtime_logging
 from runtime import process
-from runtime.clock import Clock, SystemClock
+from runtime.clock import Clock, SlewedClock, SystemClock
 from runtime.ids import new_id
 from runtime.settings import AgentSection, Settings, SettingsError, load_settings
 
@@ -58,7 +58,7 @@ class Agent:
     Args:
         settings: All settings; the agent reads its own section and the shared ones.
         transport: How to reach the mesh; by default the router at `settings.mesh.router_url`.
-        clock, random: Time and chance; by default the machine's.
+        clock, random: Time and chance; by default the machine's, whose wall clock may be set without harm.
         agent_id, port: Instead of the section's.
         serve_http: Whether to answer /health and /metrics.
     """
@@ -79,7 +79,7 @@ class Agent:
         self.settings = settings
         self.agent_section: AgentSection = getattr(settings, self.section_name)
         self.agent_id = agent_id or self.agent_section.agent_id
-        self.clock = clock or SystemClock()
+        self.clock = clock or SlewedClock(SystemClock())
         self.random = random or Random()
         self.session_id = new_id("ses", self.clock, self.random)
         self.metrics = CollectorRegistry()

@@ -4,8 +4,13 @@ Never read `time` or `datetime.now` anywhere else: a simulation replaces this cl
 """
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+SLEW = 0.1
+"""How fast a slewed clock follows a wall clock that was set, in seconds a second."""
+_ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The machine's clock that goes on while the machine sleeps."""
 
 
 class Clock(Protocol):
@@ -28,5 +33,31 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return the monotonic time, in seconds."""
-        return time.monotonic()
+        """Return the time since the machine started, in seconds, sleep included."""
+        return time.clock_gettime(_ELAPSED)
+
+
+class SlewedClock:
+    """Wall time that never jumps: after the wall clock was set it is a tenth faster or slower until it agrees.
+
+    What is due then comes when it would have come, and no running task is taken for one that is out of time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._now = clock.now()
+        self._at = clock.monotonic()
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC; never less than before."""
+        at = self._clock.monotonic()
+        elapsed = max(0.0, at - self._at)
+        steady = self._now + timedelta(seconds=elapsed)
+        wrong = (self._clock.now() - steady).total_seconds()
+        limit = elapsed * SLEW
+        self._now, self._at = steady + timedelta(seconds=max(-limit, min(limit, wrong))), at
+        return self._now
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary start that never goes back."""
+        return self._clock.monotonic()

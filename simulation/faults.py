@@ -26,7 +26,7 @@ MAX_PARTITION_SECONDS = 20.0
 MAX_DELAY_SECONDS = 30.0
 MAX_FRAME_RATE = 0.2
 MAX_SKEW_SECONDS = 5.0
-MAX_JUMP_SECONDS = 30.0
+MAX_JUMP_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Storm:
                 mesh,
                 3,
                 lambda draw: mesh.processes[draw.choice(names)].clock.jump(
-                    (draw.random() * 2 - 1) * MAX_JUMP_SECONDS
+                    (draw.random() * 2 - 1) ** 3 * MAX_JUMP_SECONDS
                 ),
             )
         for name in lines:

@@ -24,6 +24,7 @@ from amp.router import Router
 from orchestration import events as ev
 from orchestration.contracts import CONTRACTS, EventRecord
 from orchestration.definition.plan import Plan
+from runtime.clock import SlewedClock
 from runtime.settings import Settings
 from simulation import processes
 from simulation.clock import MachineClock
@@ -134,7 +135,7 @@ class SimulatedMesh:
     def _options(self, process: Process) -> dict[str, Any]:
         return {
             "transport": self.network.transport_of(process.name),
-            "clock": process.clock,
+            "clock": SlewedClock(process.clock),
             "random": process.random,
             "agent_id": process.name,
             "serve_http": False,
