@@ -27,6 +27,9 @@ MAX_DELAY_SECONDS = 30.0
 MAX_FRAME_RATE = 0.2
 MAX_SKEW_SECONDS = 5.0
 MAX_JUMP_SECONDS = 86_400.0
+"""How far a wall clock is set while nobody has to believe it anew."""
+MAX_JUMP_WITH_RESTARTS_SECONDS = 30.0
+"""How far it is set when an engine may begin, or take over, in the meantime: what was due is off by as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +71,18 @@ class Storm:
                 mesh,
                 3,
                 lambda draw: mesh.processes[draw.choice(names)].clock.jump(
-                    (draw.random() * 2 - 1) ** 3 * MAX_JUMP_SECONDS
+                    (draw.random() * 2 - 1) ** 3 * self._max_jump_seconds(mesh)
                 ),
             )
         for name in lines:
             for direction in mesh.network.line(name).directions:
                 self._set_rates(direction)
         in_world(mesh.loop, mesh.loop.call_at, self.heal_at, mesh.heal)
+
+    def _max_jump_seconds(self, mesh: SimulatedMesh) -> float:
+        engines = sum(name.startswith("workflow-engine") for name in mesh.processes)
+        steady = engines == 1 and not self.kinds & {"kill", "crash"}
+        return MAX_JUMP_SECONDS if steady else MAX_JUMP_WITH_RESTARTS_SECONDS
 
     def _times(self, kind: Kind, mesh: SimulatedMesh, most: int, act: Callable[[Random], None]) -> None:
         """Let something happen one to `most` times while the storm lasts."""
