@@ -253,10 +253,19 @@ class SimulatedMesh:
 
     # --- what is known about a run -------------------------------------------------------------------------
 
-    def _latest_attempt(self, instance_id: str, task_id: str) -> int:
-        facts = (ev.decode(event.data) for event in self.store.events if event.instance_id == instance_id)
-        started = (fact for fact in facts if isinstance(fact, ev.TaskStarted) and fact.task_id == task_id)
-        return max((fact.attempt for fact in started), default=0)
+    def _latest_attempt(self, instance_id: str, task_id: str, asked_by: str) -> int:
+        """Return a task's latest attempt, or the latest before the one that asks about it was started."""
+        latest = asked = 0
+        for event in self.store.events:
+            if event.instance_id != instance_id or event.type != "task.started":
+                continue
+            fact = ev.decode(event.data)
+            assert isinstance(fact, ev.TaskStarted)
+            if fact.task_id == task_id:
+                latest = fact.attempt
+            elif fact.task_id == asked_by:
+                asked = latest
+        return asked if asked_by else latest
 
     def note(self, text: str) -> None:
         """Make something part of the run's hash, and of its trace."""

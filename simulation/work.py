@@ -48,22 +48,24 @@ class Ledger:
         self.effects: list[Effect] = []
         self.calls: Counter[str] = Counter()
         """How often something was asked for, by idempotency key."""
-        self.begun: Callable[[str, str], int] = lambda instance_id, task_id: 0
-        """Which attempt of a task the log names last."""
+        self.begun: Callable[[str, str, str], int] = lambda instance_id, task_id, asked_by: 0
+        """Which attempt of a task the log names last, before the one that asks."""
         self._void: dict[tuple[str, str], int] = {}
 
     def performed(self, instance_id: str, task_id: str) -> int:
         """Return how often a task's effect happened."""
         return sum(effect.instance_id == instance_id and effect.task_id == task_id for effect in self.effects)
 
-    def settle(self, instance_id: str, task_id: str) -> bool:
+    def settle(self, instance_id: str, task_id: str, *, asked_by: str = "") -> bool:
         """Return whether a task's effect happened; if not, refuse it to every attempt that was asked for so far.
+
+        A task that asks, `asked_by`, asks about the attempts before it.
 
         So does a bank that is asked about a payment it has not seen: who asks must be able to rely on the answer.
         """
         done = self.performed(instance_id, task_id) > 0
         if not done:
-            self._void[instance_id, task_id] = self.begun(instance_id, task_id)
+            self._void[instance_id, task_id] = self.begun(instance_id, task_id, asked_by)
         return done
 
     def perform(self, effect: Effect) -> None:
@@ -104,7 +106,7 @@ class SimulatedWork:
         about: Mapping[str, Any] = request.parameters if isinstance(request, CustomTaskRequest) else {}
         subject = self._ledger.asks.get((attempt.workflow_id, attempt.task_id))
         if subject is not None:
-            return self._reconcile(attempt.workflow_instance_id, subject, about.get("given"))
+            return self._reconcile(attempt, subject, about.get("given"))
         await asyncio.sleep(float(about.get("before", self._usual_seconds(attempt))))
         key = attempt.idempotency_key
         self._ledger.calls[key] += 1
@@ -126,8 +128,8 @@ class SimulatedWork:
     def _usual_seconds(attempt: Attempt) -> float:
         return zlib.crc32(attempt.idempotency_key.encode()) % 2000 / 1000
 
-    def _reconcile(self, instance_id: str, subject: Subject, given: object) -> Outcome:
-        if self._ledger.settle(instance_id, subject.task_id):
+    def _reconcile(self, asking: Attempt, subject: Subject, given: object) -> Outcome:
+        if self._ledger.settle(asking.workflow_instance_id, subject.task_id, asked_by=asking.task_id):
             outputs = outputs_of(subject.task_id, subject.output_names, given)
             return _outcome({"outcome": "done", "outputs": outputs})
         return _outcome({"outcome": "not_done"})
