@@ -49,7 +49,11 @@ def simulate(request: SimRequest) -> int:
     began = last = time.monotonic()
     done = failed = excused = 0
     for report in run_seeds(
-        range(first, first + count), subject=subject, faults=faults, plant=plant, jobs=1 if count == 1 else request.jobs
+        range(first, first + count),
+        subject=subject,
+        faults=faults,
+        plant=plant,
+        jobs=1 if count == 1 else request.jobs,
     ):
         done += 1
         excused += report.excused
@@ -67,7 +71,9 @@ def simulate(request: SimRequest) -> int:
             sys.stderr.write(f"{done} of {count} seeds\n")
     seconds = time.monotonic() - began
     verdict = f"{failed} broke something" if failed else "all kept every promise"
-    sys.stderr.write(f"{done} seeds in {seconds:.1f} s: {verdict} ({excused} instances were poisoned by losses)\n")
+    sys.stderr.write(
+        f"{done} seeds in {seconds:.1f} s: {verdict} ({excused} instances were poisoned by losses)\n"
+    )
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
@@ -119,7 +125,10 @@ def _faults(text: str | None) -> tuple[Kind, ...]:
     wanted = [word.strip() for word in text.split(",") if word.strip() and word.strip() != "none"]
     unknown = [word for word in wanted if word not in KINDS]
     if unknown:
-        raise CommandError(f"--faults: {', '.join(unknown)} is no kind of fault; there are {', '.join(KINDS)}", ExitCode.USAGE)
+        raise CommandError(
+            f"--faults: {', '.join(unknown)} is no kind of fault; there are {', '.join(KINDS)}",
+            ExitCode.USAGE,
+        )
     return tuple(kind for kind in KINDS if kind in wanted)
 
 
