@@ -132,7 +132,7 @@ def render(value: Any, scope: Scope) -> Any:
     Raises: TemplateError, TEMPLATE_UNRESOLVED for a name that is neither declared nor present and for a null in a
         url, path or command, EXPRESSION_ERROR for anything else, with the JSON pointer of the string.
     """
-    return _Renderer(scope).walk(value, "", None, payload=False, depth=0)
+    return _Renderer(scope).walk(value, (), None, payload=False, depth=0)
 
 
 def has_templates(value: Any) -> bool:
@@ -172,6 +172,10 @@ def references(value: Any) -> References:
 # --- walking ----------------------------------------------------------------------------------------------
 
 
+_Place = tuple[Any, ...]
+"""Where a value is: `(place of its parent, key)`, empty at the top. It is written out only when somebody is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Code:
     """How a code field is written, and whether it is in data that may only look like code."""
@@ -203,6 +207,15 @@ def _strings(
             yield from _strings(part, f"{path}/{index}", field, payload, depth + 1, kind)
 
 
+def _written(place: _Place) -> str:
+    """Return a place as a JSON pointer."""
+    names: list[str] = []
+    while place:
+        place, name = place
+        names.append(_pointer(name))
+    return "".join(f"/{name}" for name in reversed(names))
+
+
 def _pointer(key: Any) -> str:
     return str(key).replace("~", "~0").replace("/", "~1")
 
@@ -220,20 +233,21 @@ class _Renderer:
         self._nodes = MAX_PARAMETER_NODES
         self._chars = MAX_TEXT_CHARS * 16
 
-    def walk(self, value: Any, path: str, field: str | None, *, payload: bool, depth: int) -> Any:
+    def walk(self, value: Any, place: _Place, field: str | None, *, payload: bool, depth: int) -> Any:
         self._nodes -= 1
         if self._nodes < 0:
-            raise TemplateError(FAILED, f"parameters may have {MAX_PARAMETER_NODES} parts", path)
+            message = f"parameters may have {MAX_PARAMETER_NODES} parts"
+            raise TemplateError(FAILED, message, _written(place))
         if isinstance(value, str):
             if ("{" not in value and "}" not in value) or _is_code(field, payload):
                 return value
-            return self._text(value, path, field)
+            return self._text(value, _written(place), field)
         if isinstance(value, Mapping):
-            self._deep(depth, path)
+            self._deep(depth, place)
             return {
                 key: self.walk(
                     part,
-                    f"{path}/{_pointer(key)}",
+                    (place, key),
                     key,
                     payload=payload or key in PAYLOAD_FIELDS,
                     depth=depth + 1,
@@ -241,16 +255,17 @@ class _Renderer:
                 for key, part in value.items()
             }
         if isinstance(value, list | tuple):
-            self._deep(depth, path)
+            self._deep(depth, place)
             return [
-                self.walk(part, f"{path}/{index}", field, payload=payload, depth=depth + 1)
+                self.walk(part, (place, index), field, payload=payload, depth=depth + 1)
                 for index, part in enumerate(value)
             ]
         return value
 
-    def _deep(self, depth: int, path: str) -> None:
+    def _deep(self, depth: int, place: _Place) -> None:
         if depth >= MAX_DATA_DEPTH:
-            raise TemplateError(FAILED, f"parameters may be nested {MAX_DATA_DEPTH} levels deep", path)
+            message = f"parameters may be nested {MAX_DATA_DEPTH} levels deep"
+            raise TemplateError(FAILED, message, _written(place))
 
     def _text(self, text: str, path: str, field: str | None) -> Any:
         try:

@@ -95,7 +95,7 @@ def is_small(*values: Any, limit: int = SMALL_NODES) -> bool:
             if parts + len(pending) + len(value) > limit:
                 return False
             pending.extend(value.values())
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, (list, tuple)):
             if parts + len(pending) + len(value) > limit:
                 return False
             pending.extend(value)
@@ -106,8 +106,14 @@ def is_small(*values: Any, limit: int = SMALL_NODES) -> bool:
 
 def has_loops(code: Any) -> bool:
     """Return whether an expression somewhere in `code` may loop: it can cost far more than its data suggests."""
-    if isinstance(code, str):
-        return _LOOP.search(code) is not None
-    if isinstance(code, dict):
-        return any(has_loops(part) for part in code.values())
-    return isinstance(code, list | tuple) and any(has_loops(part) for part in code)
+    pending = [code]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            if _LOOP.search(part) is not None:
+                return True
+        elif isinstance(part, dict):
+            pending.extend(part.values())
+        elif isinstance(part, (list, tuple)):
+            pending.extend(part)
+    return False
