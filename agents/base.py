@@ -137,7 +137,8 @@ class Agent:
         """
 
         def handle(incoming: Incoming) -> Awaitable[object]:
-            runtime_logging.bind_context(correlation_id=incoming.message.id)  # each request has a task of its own
+            # Each request has a task of its own, so nothing needs to be unbound.
+            runtime_logging.bind_context(correlation_id=incoming.message.id)
             return handler(incoming)
 
         return Offer(
