@@ -1,7 +1,6 @@
 """A wire that can be cut: a TCP proxy that stops passing bytes without closing anything, as a broken network does."""
 
 import asyncio
-import contextlib
 from urllib.parse import urlsplit, urlunsplit
 
 CHUNK_BYTES = 64 * 1024
@@ -56,20 +55,25 @@ class Link:
         pipe.add_done_callback(self._pipes.discard)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._whole.wait()
-        with contextlib.suppress(OSError), contextlib.closing(writer):
+        writers = [writer]
+        ways: list[asyncio.Task[None]] = []
+        try:
+            await self._whole.wait()
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-            with contextlib.closing(far_writer):
-                ways = [
-                    asyncio.create_task(self._copy(reader, far_writer)),
-                    asyncio.create_task(self._copy(far_reader, writer)),
-                ]
-                try:
-                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for way in ways:
-                        way.cancel()
-                    await asyncio.gather(*ways, return_exceptions=True)
+            writers.append(far_writer)
+            ways = [
+                asyncio.create_task(self._copy(reader, far_writer)),
+                asyncio.create_task(self._copy(far_reader, writer)),
+            ]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except OSError:
+            pass
+        finally:
+            for way in ways:
+                way.cancel()
+            for each in writers:
+                each.transport.abort()
+            await asyncio.gather(*ways, *(each.wait_closed() for each in writers), return_exceptions=True)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK_BYTES):

@@ -77,6 +77,7 @@ class Redis:
         writer.write(b"FLUSHALL\r\n")
         assert (await reader.readline()).startswith(b"+OK")
         writer.close()
+        await writer.wait_closed()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
