@@ -89,8 +89,9 @@ async def engines(
         for name in names:
             mesh.start("workflow_engine", name)
         await mesh.joined(contracts.STATE_APPEND.id, contracts.TASK_API_CALL.id, contracts.WORKFLOW_START.id)
-        while len(await mesh.client.discover(capabilities=[contracts.WORKFLOW_START.id])) < len(names):
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not all('"agent_ready"' in mesh.log_of(name) for name in names):
+                await asyncio.sleep(0.05)
         await mesh.client.request(
             contracts.WORKFLOW_CREATE.id,
             contracts.WorkflowCreateRequest(definition=flow(book.url), overwrite=True),
