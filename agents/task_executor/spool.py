@@ -117,11 +117,6 @@ class Spool:
         if self._folder is not None:
             self._folder.close()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a folder to work in."""
-        return self._folder is not None
-
     def __len__(self) -> int:
         return len(self._entries)
 

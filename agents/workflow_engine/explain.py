@@ -33,7 +33,6 @@ MAX_LOOKED_UP = 256
 LOOK_UP_SECONDS = 2.0
 """How long the store is given; when it does not answer, that is part of the answer."""
 FORWARD_SECONDS = 5.0
-NO_PLACES: Mapping[str, Place] = {}
 
 logger = structlog.get_logger(__name__)
 
