@@ -27,6 +27,7 @@ from agents.state_manager.storage.sqlite import SqliteStorage
 from agents.state_manager.store_clock import StoreClock
 from agents.state_manager.store_metrics import StoreMetrics
 from agents.state_manager.sweeper import Sweeper
+from amp import crash
 from amp.capability import Incoming, Offer
 from amp.errors import AmpError
 from amp.subscriptions import Event
@@ -264,6 +265,7 @@ class StateManager(Agent):
         except StateManagerError as error:
             self.logger.warning("lease_not_ended", agent_id=agent_id, code=error.code, reason=error.message)
             return
+        crash.reach("store.lease.swept")
         if claimable:
             await self.announcer.claimable()
 
