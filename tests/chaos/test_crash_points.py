@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="module"), pytes
 
 LARGE_STATE = "x" * 600_000
 LARGE_STATES = 8
+SHORT_LEASE = contracts.LeaseRequest(owner="nobody:s", agent_id="nobody", lease_seconds=1.0)
+"""A lease that nobody renews."""
 
 
 async def nothing(scene: Scene) -> None:
@@ -31,8 +33,8 @@ async def nothing(scene: Scene) -> None:
 
 
 async def kill_the_engine(scene: Scene) -> None:
-    """An engine without a lease: what it owned is taken from it."""
-    await asyncio.sleep(2.0)
+    """An engine is lost while the state manager is there to see it: what it owned is taken from it."""
+    await scene.ask(contracts.ENGINE_LEASE.id, SHORT_LEASE, contracts.LeaseReply)
     scene.mesh.kill("engine-1")
 
 
