@@ -35,22 +35,52 @@ class Outbox(Protocol):
         ...
 
 
+class Cork:
+    """Holds back what links are given while one arrival is handled; afterwards each sends its share, together.
+
+    Whoever handles arrivals enters it. It belongs to one event loop and is never entered twice at a time.
+    """
+
+    def __init__(self) -> None:
+        self.is_in = False
+        self._links: list[Link] = []
+
+    def __enter__(self) -> None:
+        self.is_in = True
+
+    def __exit__(self, *_: object) -> None:
+        self.is_in = False
+        links, self._links = self._links, []
+        for link in links:
+            link.flush_now()
+
+    def hold(self, link: "Link") -> None:
+        """Remember a link that has something to send."""
+        self._links.append(link)
+
+
 class Link:
     """A connection that is written in order, from a bounded queue.
 
-    Frames leave at the end of the loop's current round, so that what is ready then can leave together. When the peer
-    does not keep up, the task that runs `write` waits for it and the queue grows to its bound.
+    The first frame of a round of the loop is written at once, when the connection can do that; what follows in the same
+    round leaves together at its end, for each write is a call of the system. When the peer does not keep up, the task
+    that runs `write` waits for it and the queue grows to its bound.
     `batching` may be set once the peer has agreed to arrays of envelopes.
+
+    Args:
+        cork: While it is in, nothing is written; all leaves together when it is drawn.
     """
 
     def __init__(
         self,
         connection: Connection,
         *,
+        cork: Cork | None = None,
         max_frames: int = MAX_OUTBOX_FRAMES,
         max_bytes: int = MAX_OUTBOX_BYTES,
     ) -> None:
         self.connection = connection
+        self._cork = cork
         self.batching = False
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -70,17 +100,23 @@ class Link:
         Args:
             reserve: Replies may fill the outbox `reserve` times over before they are refused.
         """
+        frames = self._frames
         if (
             self.closed
-            or len(self._frames) >= self._max_frames * reserve
+            or len(frames) >= self._max_frames * reserve
             or self._bytes + len(frame) > self._max_bytes * reserve
         ):
             return False
-        self._frames.append(frame)
+        if not frames and not self._writing and not self._scheduled:
+            if self._cork is not None and self._cork.is_in:
+                self._cork.hold(self)
+            else:
+                self._scheduled = True
+                self._loop.call_soon(self.flush_now)
+                if self._direct is not None and self._direct(frame):
+                    return True
+        frames.append(frame)
         self._bytes += len(frame)
-        if not self._scheduled and not self._writing:
-            self._scheduled = True
-            self._loop.call_soon(self._flush_soon)
         return True
 
     @property
@@ -88,17 +124,17 @@ class Link:
         """How many frames wait to be sent."""
         return len(self._frames)
 
-    def _flush_soon(self) -> None:
-        """Write what is queued at once as far as the peer takes it, and leave the rest to the writing task."""
+    def flush_now(self) -> None:
+        """Write what is queued as far as the peer takes it, and leave the rest to the writing task."""
         self._scheduled = False
         if self._writing:
             return
         direct = self._direct
         while direct is not None and self._frames:
-            frame = self._take()
-            if not direct(frame):
-                self._frames.appendleft(frame)
-                self._bytes += len(frame)
+            batch = self._take()
+            if not direct(join_frames(batch)):
+                self._frames.extendleft(reversed(batch))
+                self._bytes += sum(map(len, batch))
                 break
         if self._frames:
             self._awake()
@@ -120,7 +156,7 @@ class Link:
                     continue
                 self._writing = True
                 while self._frames:
-                    await self.connection.send(self._take())
+                    await self.connection.send(join_frames(self._take()))
                 self._writing = False
                 self._settle()
         except ConnectionClosed:
@@ -129,19 +165,17 @@ class Link:
             self._writing = False
             self._settle()
 
-    def _take(self) -> bytes:
+    def _take(self) -> list[bytes]:
+        """Take what leaves together next: one frame, or as many as a batch carries."""
         frames = self._frames
-        first = frames.popleft()
-        self._bytes -= len(first)
-        if not self.batching or not frames:
-            return first
-        batch, size = [first], len(first)
-        while frames and len(batch) < MAX_BATCH_FRAMES and size + len(frames[0]) <= MAX_BATCH_BYTES:
-            frame = frames.popleft()
-            size += len(frame)
-            batch.append(frame)
-        self._bytes -= size - len(first)
-        return join_frames(batch)
+        batch = [frames.popleft()]
+        size = len(batch[0])
+        if self.batching:
+            while frames and len(batch) < MAX_BATCH_FRAMES and size + len(frames[0]) <= MAX_BATCH_BYTES:
+                size += len(frames[0])
+                batch.append(frames.popleft())
+        self._bytes -= size
+        return batch
 
     def _settle(self) -> None:
         if self._drained is not None and not self._drained.done():

@@ -5,15 +5,15 @@ lost on its way, so it keeps for a while who had the request and how that ended.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from amp.session import Session
 
 Key = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """A request that is over.
 
     `digest` tells a repeat from another request that reuses the id, `process` the agent's process from a later one

@@ -1,7 +1,6 @@
 """What a reply says: its result, decoded, or its error as an exception. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -25,8 +24,7 @@ _RESPONSE = msgspec.json.Decoder(ResponsePayload)
 _ERROR = msgspec.json.Decoder(ErrorPayload)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
+class Answer(msgspec.Struct, Generic[T], frozen=True):
     """A response with its circumstances. `agent_id` is the agent that answered."""
 
     result: T

@@ -83,10 +83,7 @@ class Responder:
             )
             self._send(message, error)
             return
-        task = asyncio.get_running_loop().create_task(
-            self._run(key, message), name=f"handle-{message.id[:40]}"
-        )
-        self._running[key] = task
+        self._running[key] = asyncio.get_running_loop().create_task(self._run(key, message))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Wait for the handlers, at most `timeout_seconds`, then stop the rest."""

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from websockets.frames import apply_mask  # type: ignore[attr-defined]
@@ -67,11 +68,13 @@ class ServerSocket(asyncio.Protocol):
         before: The protocol that read the upgrade request; it is told when the connection is gone.
         max_bytes: The largest message; a larger one ends the connection.
 
-    `on_binary` is called for each binary frame, `heard_at` is when something last arrived, in the loop's seconds.
+    `on_binary` is called for each binary frame, `arrival` is entered while what has arrived is handled, `heard_at` is
+    when something last arrived, in the loop's seconds.
     """
 
     def __init__(self, transport: asyncio.Transport, before: asyncio.BaseProtocol, *, max_bytes: int) -> None:
         self.on_binary: Callable[[], None] = _ignore
+        self.arrival: AbstractContextManager[object] = nullcontext()
         self._loop = asyncio.get_running_loop()
         self.heard_at = self._loop.time()
         self._transport = transport
@@ -113,7 +116,8 @@ class ServerSocket(asyncio.Protocol):
                 return
             data, self._buffer = bytes(buffer), bytearray()
         try:
-            self._read(data)
+            with self.arrival:
+                self._read(data)
         except _Refused as refused:
             self._deaf = True
             self._say_end(refused.code, str(refused))

@@ -4,7 +4,7 @@ Never read `time` or `datetime.now` anywhere else: a simulation replaces this cl
 """
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Protocol
 
 SLEW = 0.1
@@ -45,18 +45,17 @@ class SlewedClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._now = clock.now()
+        self._now = clock.now().timestamp()
         self._at = clock.monotonic()
 
     def now(self) -> datetime:
         """Return the wall time, aware, in UTC; never less than before."""
-        at = self._clock.monotonic()
+        wall, at = self._clock.now().timestamp(), self._clock.monotonic()
         elapsed = max(0.0, at - self._at)
-        steady = self._now + timedelta(seconds=elapsed)
-        wrong = (self._clock.now() - steady).total_seconds()
+        steady = self._now + elapsed
         limit = elapsed * SLEW
-        self._now, self._at = steady + timedelta(seconds=max(-limit, min(limit, wrong))), at
-        return self._now
+        self._now, self._at = max(steady - limit, min(steady + limit, wall)), at
+        return datetime.fromtimestamp(self._now, UTC)
 
     def monotonic(self) -> float:
         """Return seconds from an arbitrary start that never goes back."""

@@ -23,8 +23,11 @@ PINGS = 4
 """How many pings fit into that time: the first must be answered within the rest of it."""
 MAX_READ_AHEAD_FRAMES = 64
 WRITE_BUFFER_BYTES = 1024 * 1024
+MASK_SUPPLY_BYTES = 1024
 _FINAL_TEXT = 0x81
 _MASKED = 0x80
+_MIDDLE_TEXT = bytes((_FINAL_TEXT, 126))
+"""How an unmasked final text frame begins whose length takes two bytes."""
 REFUSED_STATUSES = (401, 403)
 
 
@@ -93,6 +96,8 @@ class _DirectConnection(ClientConnection):
     max_frame_bytes = 2 * DEFAULT_MAX_FRAME_BYTES
     _partial = bytearray()
     _needed = 0
+    _masks = b""
+    _next_mask = 0
 
     def start_direct(self, on_text: Callable[[bytes | str], None]) -> None:
         """Deliver to `on_text` from now on, unless the library's parser has begun a frame."""
@@ -112,6 +117,9 @@ class _DirectConnection(ClientConnection):
                 return
             data, self._partial = bytes(partial), bytearray()
         start, end = 0, len(data)
+        if data[:2] == _MIDDLE_TEXT and int.from_bytes(data[2:4], "big") + 4 == end <= self.max_frame_bytes:
+            self.on_text(data[4:])  # by far the commonest: one frame of 126 to 65535 bytes, and nothing else
+            return
         while start < end:
             head, length = _frame_size(data, start, end)
             stop = start + head + length
@@ -134,7 +142,7 @@ class _DirectConnection(ClientConnection):
         if self.paused or self.protocol.state is not State.OPEN or self.transport.is_closing():
             return False
         length = len(frame)
-        mask = os.urandom(4)
+        mask = self._mask()
         if length < 126:
             head = bytes((_FINAL_TEXT, _MASKED | length))
         elif length < 65536:
@@ -143,6 +151,14 @@ class _DirectConnection(ClientConnection):
             head = bytes((_FINAL_TEXT, _MASKED | 127)) + length.to_bytes(8, "big")
         self.transport.write(head + mask + apply_mask(frame, mask))
         return True
+
+    def _mask(self) -> bytes:
+        """Return a mask that nobody can guess (RFC 6455, 5.3), from a supply that is drawn many at a time."""
+        start = self._next_mask
+        if start >= len(self._masks):
+            self._masks, start = os.urandom(MASK_SUPPLY_BYTES), 0
+        self._next_mask = start + 4
+        return self._masks[start : start + 4]
 
 
 def _frame_size(data: bytes, start: int, end: int) -> tuple[int, int]:

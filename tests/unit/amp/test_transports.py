@@ -9,7 +9,12 @@ import websockets.asyncio.server as ws
 
 from amp.errors import LocalProtocolError
 from amp.transports.base import ConnectFailed, Connection, ConnectionClosed, Transport
-from amp.transports.memory import MAX_QUEUED_FRAMES, MemoryConnection, MemoryNetwork
+from amp.transports.memory import (
+    MAX_QUEUED_FRAMES,
+    DirectMemoryConnection,
+    MemoryConnection,
+    MemoryNetwork,
+)
 from amp.transports.websocket import WebSocketTransport
 
 LARGE = 300_000
@@ -40,10 +45,10 @@ class _Peer:
         await self._socket.close(code, reason)
 
 
-@pytest.fixture(params=["memory", "websocket"])
+@pytest.fixture(params=["memory", "direct memory", "websocket"])
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    if request.param == "memory":
-        network = MemoryNetwork()
+    if request.param != "websocket":
+        network = MemoryNetwork(direct=request.param == "direct memory")
         accepted: list[MemoryConnection] = []
         network.serve(accepted.append)
         client = await network.transport().connect()
@@ -206,3 +211,22 @@ def _text(payload: bytes) -> bytes:
     if length < 65536:
         return bytes((0x81, 126)) + length.to_bytes(2, "big") + payload
     return bytes((0x81, 127)) + length.to_bytes(8, "big") + payload
+
+
+async def test_direct_memory_takes_frames_at_once_until_the_peer_does_not_keep_up() -> None:
+    client, server = DirectMemoryConnection.pair()
+    numbers = range(MAX_QUEUED_FRAMES + 3)
+    taken = [client.write(b"%d" % number) for number in numbers]
+    assert taken == [True] * MAX_QUEUED_FRAMES + [False] * 3
+    heard: list[bytes | str] = []
+    listening = asyncio.create_task(server.listen(heard.append))
+    for number in numbers[MAX_QUEUED_FRAMES:]:
+        await client.send(b"%d" % number)
+    assert client.write(b"last")
+    heard_before = len(heard)
+    await client.close()
+    with pytest.raises(ConnectionClosed):
+        await listening
+    assert heard == [b"%d" % number for number in numbers] + [b"last"]
+    assert heard_before < len(heard), "a frame is never handled within the call that wrote it"
+    assert not client.write(b"late")
