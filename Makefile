@@ -37,7 +37,7 @@ soak: $(VENV)/.dev ## 10,000 instances while a process is killed every 1 to 3 se
 sim: $(VENV)/.dev ## Run the mesh on virtual time with seeded faults: make sim SEEDS=2000
 	$(BIN)/python -m cli sim --seeds $(SEEDS) $(ARGS)
 
-bench: $(VENV)/.dev ## Measure the router, the log, expressions and whole workflows
+bench: $(VENV)/.dev ## Measure the router, the log, expressions, whole workflows, idle memory
 	@for file in bench/[!_]*.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m bench.$$name $(ARGS) || exit 1; \
 	done

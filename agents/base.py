@@ -6,18 +6,12 @@ connects, offers what the subclass offers, and ends in order.
 
 import argparse
 import asyncio
-import importlib
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
-
-import structlog
-from prometheus_client import CollectorRegistry, Gauge
+from typing import Any, ClassVar, NoReturn
 
 from amp import crash
 from amp.capability import Capability, Incoming, Offer
@@ -29,11 +23,12 @@ from orchestration.contracts import Contract, schema_of
 from runtime import logging as runtime_logging
 from runtime import process
 from runtime.clock import Clock, SlewedClock, SystemClock
+from runtime.health import HealthServer
 from runtime.ids import new_id
+from runtime.lean_prometheus import CollectorRegistry, Gauge
+from runtime.lean_structlog import structlog
 from runtime.settings import AgentSection, Settings, SettingsError, load_settings
-
-if TYPE_CHECKING:
-    from runtime.health import HealthServer
+from runtime.version import product_version
 
 FRAMEWORK = "amp-workflow-orchestration"
 MAX_SAME_AGENTS = 100
@@ -41,15 +36,6 @@ MAX_SAME_AGENTS = 100
 EXIT_USAGE = 2
 
 Handler = Callable[[Incoming], Awaitable[object]]
-
-
-@cache
-def product_version() -> str:
-    """Return the installed version, or `dev` when run from a checkout."""
-    try:
-        return version("amp-workflow-orchestration")
-    except PackageNotFoundError:
-        return "dev"
 
 
 class Agent:
@@ -199,9 +185,8 @@ class Agent:
         self.logger.info("agent_ready", agent_id=self.agent_id, port=self.port)
 
     async def _serve(self) -> None:
-        """Answer /health and /metrics. Importing the HTTP server takes long, and work must not wait for it."""
-        module = await asyncio.to_thread(importlib.import_module, "runtime.health")
-        self._http = module.HealthServer(
+        """Answer /health and /metrics."""
+        self._http = HealthServer(
             self.agent_section.host, self._port, health=self._health_document, registry=self.metrics
         )
         await self._http.start()

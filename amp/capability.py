@@ -1,24 +1,23 @@
 """What an agent can do, as a value, and the check of a request against it. Pure: handlers are only held, not run.
 
 Input is checked before a handler sees it: decoded straight into a struct, or checked against the capability's JSON
-Schema. A schema never fetches anything: references outside itself are errors.
+Schema.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
 
 from amp.envelope import Message
-from amp.errors import InvalidParameters, LocalProtocolError
+from amp.errors import InvalidParameters
+
+if TYPE_CHECKING:
+    from amp.parameter_schema import ParameterSchema
 
 MAX_REASON_CHARACTERS = 300
-MAX_PROBLEMS = 20
 
 _CONTEXT = msgspec.json.Decoder(dict[str, Any])
 
@@ -41,8 +40,7 @@ class Capability:
     constraints: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """A request as its handler receives it.
 
     `parameters` is the offer's struct, or a dict. `context_raw` is the request payload's context as JSON bytes, when it
@@ -60,13 +58,12 @@ class Incoming:
         return None if self.context_raw is None else _CONTEXT.decode(self.context_raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A result with a status of its own or metadata. Handlers may return any other encodable object as the result."""
 
     result: object
     status: Status = "success"
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +85,13 @@ class Offer:
         return msgspec.json.Decoder(self.parameters_type or dict[str, Any])
 
     @cached_property
-    def _validator(self) -> Draft202012Validator | None:
+    def _schema(self) -> "ParameterSchema | None":
         if self.parameters_type is not None or not self.check_input:
             return None
-        return compile_schema(self.capability.input_schema, self.capability.id)
+        # Our own agents decode into structs and never need the library behind this: 3 MB in each process.
+        from amp.parameter_schema import ParameterSchema
+
+        return ParameterSchema(self.capability.input_schema, self.capability.id)
 
     def parse(self, raw: bytes | msgspec.Raw) -> Any:
         """Return the parameters as the handler wants them. Raises InvalidParameters naming the place."""
@@ -107,35 +107,6 @@ class Offer:
             raise InvalidParameters(
                 f"{self.capability.id}: {str(error)[:MAX_REASON_CHARACTERS]}", {"path": "$"}
             ) from None
-        if self._validator is not None:
-            check(parameters, self._validator, self.capability.id)
+        if self._schema is not None:
+            self._schema.check(parameters)
         return parameters
-
-
-def compile_schema(schema: Mapping[str, Any], owner: str) -> Draft202012Validator:
-    """Return a validator for a schema. Raises LocalProtocolError when the schema itself is wrong."""
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise LocalProtocolError(
-            f"the input schema of {owner!r} is not a JSON Schema: {error.message}"
-        ) from None
-    return Draft202012Validator(schema, registry=Registry())
-
-
-def check(value: Any, validator: Draft202012Validator, owner: str) -> None:
-    """Raise InvalidParameters listing what in `value` the schema does not allow."""
-    problems = []
-    for problem in validator.iter_errors(value):
-        problems.append({"path": problem.json_path, "reason": _reason(problem)})
-        if len(problems) == MAX_PROBLEMS:
-            break
-    if problems:
-        first = problems[0]
-        raise InvalidParameters(
-            f"{owner}: {first['reason']} at {first['path']}", {**first, "problems": problems}
-        )
-
-
-def _reason(problem: ValidationError) -> str:
-    return problem.message[:MAX_REASON_CHARACTERS]

@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import amp.lean_websockets  # noqa: F401 - before the transport imports websockets as it is
 from amp.client import utc_now
 from amp.security import Credentials, is_loopback
 from amp.transports.base import ConnectFailed, Connection
@@ -54,7 +55,7 @@ class HostingTransport:
         self._lost_after_seconds = lost_after_seconds
         self._now = now
         self._random = random
-        self._network = MemoryNetwork()
+        self._network = MemoryNetwork(direct=True)
         self._closed = False
         self._hosting = asyncio.Lock()
         self.router: Router | None = None

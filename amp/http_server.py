@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+import amp.lean_websockets  # noqa: F401 - before the socket imports websockets as it is
 from amp.caller import CALLER, Caller
 from amp.errors import AmpError, AuthenticationFailed, AuthorizationFailed, LocalProtocolError
 from amp.http_binding import HttpBinding
@@ -145,7 +146,8 @@ class HttpServer:
             transport, request.protocol, max_bytes=2 * self._router.limits.max_frame_bytes
         )
         server_socket.accept(key)
-        link = Link(server_socket)
+        link = Link(server_socket, cork=self._router.cork)
+        server_socket.arrival = self._router.cork
         member = self._router.admit(link, "websocket", pinned_agent_id=request[CALLER].agent_id)
         server_socket.on_binary = partial(self._router.refuse_binary, member.session)
         self._watch.add(server_socket, member.session)

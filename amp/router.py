@@ -4,6 +4,9 @@ It keeps nothing on disk. Every connection has one reading and one writing task;
 The HTTP side (WebSocket, HTTP binding, registry, health, metrics) is in `amp.http_server`.
 """
 
+if __name__ == "__main__":
+    import amp.lean_aiohttp  # noqa: F401 - before the HTTP side imports aiohttp as it is
+
 import asyncio
 import json
 import logging
@@ -31,7 +34,7 @@ from amp.envelope import (
 )
 from amp.errors import AmpError, InsufficientResources, InternalError, InvalidSchema
 from amp.http_server import HttpServer
-from amp.link import Link, Outbox
+from amp.link import Cork, Link, Outbox
 from amp.routing import CLOSE_REPLACED, Routing, RoutingLimits
 from amp.security import Credentials, check_signature
 from amp.session import Registration, Session
@@ -87,6 +90,7 @@ class Router:
         self._server: HttpServer | None = None
         self.routing = Routing(self.limits.routing)
         self.now = now
+        self.cork = Cork()
         self._random = random or SystemRandom()
         self._members: dict[int, Member] = {}
         self._networks: list[MemoryNetwork] = []

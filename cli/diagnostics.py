@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from orchestration.definition.errors import Problem
-from runtime.logging import escape_control
+from runtime.texts import escape_control
 
 MAX_EXCERPT_CHARACTERS = 160
 

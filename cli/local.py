@@ -102,7 +102,7 @@ async def local_mesh(settings: Settings) -> AsyncIterator[MeshClient]:
     """Start a router and the six agents in this process and give a client of their mesh; stop all at the end."""
     clock, random = SystemClock(), Random()
     async with contextlib.AsyncExitStack() as stack:
-        network = MemoryNetwork()
+        network = MemoryNetwork(direct=True)
         router = Router(now=clock.now, random=random)
         stack.push_async_callback(router.stop)
         router.serve_memory(network)

@@ -50,7 +50,7 @@ def up(
 ) -> None:
     """Start the router, the six agents and the dashboard, and keep them running until Ctrl-C."""
     from cli.layout import MeshOptions
-    from cli.up import run_mesh
+    from cli.up import MeshRequest, become
 
     options = MeshOptions(
         port=port,
@@ -60,7 +60,7 @@ def up(
         data_dir=data_dir,
         config=config,
     )
-    raise typer.Exit(run_mesh(options, open_browser=open_browser, demo=demo or once, once=once))
+    become(MeshRequest(options=options, open_browser=open_browser, demo=demo or once, once=once))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, TextIO
 
 from cli.errors import ExitCode
-from runtime.logging import escape_control
+from runtime.texts import escape_control
 
 MAX_LINE_CHARACTERS = 500
 RESET = "\x1b[0m"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from runtime.logging import escape_control
+from runtime.texts import escape_control
 
 MAX_SHOWN_CHARACTERS = 2000
 RESET = "\x1b[0m"

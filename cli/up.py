@@ -1,4 +1,8 @@
-"""`amp up`: the whole mesh as supervised processes, one log stream, one end."""
+"""`amp up`: the whole mesh as supervised processes, one log stream, one end.
+
+The supervisor runs for as long as the mesh, so it starts afresh (`cli.supervise`) without what the command line needed:
+21 MB.
+"""
 
 import asyncio
 import errno
@@ -6,11 +10,13 @@ import logging
 import os
 import socket
 import sys
-import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import Any, NoReturn
 
-from cli.demo import greet
+import msgspec
+
 from cli.errors import CommandError, ExitCode
 from cli.layout import Layout, MeshOptions, plan_mesh
 from cli.life import run_body
@@ -20,28 +26,63 @@ from runtime.errors import ChildFailed
 from runtime.supervisor import Supervisor
 
 OWN_NAME = "amp"
-DEMO_TIMEOUT_SECONDS = 60.0
 
 
-def run_mesh(options: MeshOptions, *, open_browser: bool, demo: bool, once: bool) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshRequest:
+    """What a person asked for: which mesh, and what is done once it is ready. `once` ends it then."""
+
+    options: MeshOptions
+    open_browser: bool = False
+    demo: bool = False
+    once: bool = False
+
+
+def become(request: MeshRequest) -> NoReturn:
+    """Replace this process by the supervisor of the mesh. Its id, terminal and environment stay the same.
+
+    Raises: CommandError when there is no such mesh.
+    """
+    plan_mesh(request.options, environment=os.environ, free_port=free_port)
+    text = msgspec.json.encode(request, enc_hook=str).decode()
+    os.execv(sys.executable, [sys.executable, "-m", "cli.supervise", text])  # noqa: S606 - ourselves, without a shell
+
+
+def main() -> NoReturn:
+    """Run the mesh that the command line holds as JSON, and exit."""
+    request = msgspec.json.decode(sys.argv[1], type=MeshRequest, dec_hook=_read)
+    try:
+        sys.exit(run_mesh(request))
+    except CommandError as error:
+        sys.stderr.write(f"amp: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _read(kind: type[Any], value: Any) -> Any:
+    return kind(value)
+
+
+def run_mesh(request: MeshRequest) -> int:
     """Return the exit code after keeping the mesh running until a signal, or until the greeting with `once`.
 
     Raises: CommandError when the mesh cannot be started.
     """
     logging.basicConfig(level=logging.WARNING, format="amp: %(message)s")
-    layout = plan_mesh(options, environment=os.environ, free_port=free_port)
+    layout = plan_mesh(request.options, environment=os.environ, free_port=free_port)
     check_ports(layout.fixed_ports)
     stream = LogStream(sys.stderr, [OWN_NAME, *(child.name for child in layout.children)])
     supervisor = Supervisor(layout.children, emit=stream.emit, clock=SystemClock(), random=Random())
 
     async def life(stopping: asyncio.Event) -> int:
         async def ready() -> None:
-            if demo:
-                say(await greet(layout.dashboard_url, timeout_seconds=DEMO_TIMEOUT_SECONDS))
+            if request.demo:
+                say(await greeting(layout.dashboard_url))
             say(f"dashboard: {layout.dashboard_url}")
-            if open_browser:
+            if request.open_browser:
+                import webbrowser  # few ask for it
+
                 await asyncio.to_thread(webbrowser.open, layout.dashboard_url)
-            if once:
+            if request.once:
                 stopping.set()
             else:
                 stream.emit(OWN_NAME, "ready; Ctrl-C stops everything in order")
@@ -55,7 +96,31 @@ def run_mesh(options: MeshOptions, *, open_browser: bool, demo: bool, once: bool
         stream.emit(OWN_NAME, "stopped")
         return ExitCode.OK
 
-    return run_body(life)
+    return run_body(life, new_loop=asyncio.new_event_loop)
+
+
+async def greeting(dashboard_url: str) -> str:
+    """Return what the hello-world workflow says. A process of its own runs it: what that takes is not held for hours.
+
+    Raises: CommandError when it does not complete.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli.demo", dashboard_url),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        said, _ = await process.communicate()
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    text = said.decode("utf-8", "replace").rstrip()
+    if code != ExitCode.OK:
+        raise CommandError(text, ExitCode(code) if code in list(ExitCode) else ExitCode.FAILED)
+    return text
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cli.errors import ExitCode
 from cli.http import Server
-from runtime.logging import escape_control
+from runtime.texts import escape_control
 
 MAX_SHOWN_REASONS = 50
 """Most reasons that are printed; --json has all that the server sends."""

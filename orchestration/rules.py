@@ -13,10 +13,8 @@ from typing import Any
 
 import msgspec
 
-from orchestration.definition.conformance import violations
 from orchestration.definition.document import Document
 from orchestration.definition.findings import Findings
-from orchestration.definition.schemas import check_schema
 from orchestration.expressions.errors import (
     INVALID_INPUT,
     LIMIT,
@@ -406,6 +404,8 @@ def _schema_test(schema: Mapping[str, Any]) -> Callable[[_Subject], Verdict]:
         raise RuleError(INVALID_INPUT, "a schema is JSON") from None
     checked = _checked_schema(encoded)
 
+    from orchestration.definition.conformance import violations  # with jsonschema; see `_checked_schema`
+
     def test(subject: _Subject) -> Verdict:
         subject.evaluator.charge(len(checked))
         found = violations(checked, subject.value)
@@ -418,6 +418,9 @@ def _schema_test(schema: Mapping[str, Any]) -> Callable[[_Subject], Verdict]:
 
 @lru_cache(maxsize=CACHED_SCHEMAS)
 def _checked_schema(encoded: bytes) -> Mapping[str, Any]:
+    # jsonschema takes 3 MB, and most rules are none of it.
+    from orchestration.definition.schemas import check_schema
+
     schema: dict[str, Any] = msgspec.json.decode(encoded)
     findings = Findings(Document(schema))
     check_schema(schema, (), findings, describes_object=False)

@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-import httpx
-
 from runtime.clock import Clock
 from runtime.errors import ChildFailed
+from runtime.probe import answers_ok
 
 MAX_LINE_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
@@ -92,7 +91,6 @@ class Child:
         spec: ChildSpec,
         *,
         emit: Emit,
-        client: httpx.AsyncClient,
         clock: Clock,
         random: Random,
         policy: RestartPolicy,
@@ -102,7 +100,6 @@ class Child:
         self.pid: int | None = None
         self.starts = 0
         self._emit = emit
-        self._client = client
         self._clock = clock
         self._random = random
         self._policy = policy
@@ -229,7 +226,7 @@ class Child:
                 assert self._health_url is not None
                 url = await self._health_url
                 delay = FIRST_PROBE_DELAY_SECONDS
-                while not await self._is_healthy(url):
+                while not await answers_ok(url, timeout_seconds=PROBE_TIMEOUT_SECONDS):
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, MAX_PROBE_DELAY_SECONDS)
         except TimeoutError:
@@ -239,13 +236,6 @@ class Child:
             return
         self._ever_ready = True
         self.ready.set()
-
-    async def _is_healthy(self, url: str) -> bool:
-        try:
-            response = await self._client.get(url, timeout=PROBE_TIMEOUT_SECONDS)
-        except httpx.HTTPError:
-            return False
-        return response.status_code == httpx.codes.OK
 
     def _give_up_if_hopeless(self, code: int, failures: int) -> None:
         if self._ever_ready:

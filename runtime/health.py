@@ -7,26 +7,21 @@ import errno
 import ipaddress
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from runtime.errors import AddressUnusable
+from runtime.lean_prometheus import CollectorRegistry, choose_encoder
 from runtime.metrics import ProcessMetrics, add_process_metrics
+from runtime.plain_http import Answer, PlainHttpServer, Request, refusal
 
 logger = logging.getLogger(__name__)
 
-MAX_REQUEST_BYTES = 16 * 1024
-SHUTDOWN_SECONDS = 1.0
-KEEPALIVE_SECONDS = 15.0
 SERVING_STATUSES = frozenset({"healthy", "degraded"})
 """With these /health answers 200, with any other 503."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class HealthServer:
@@ -50,7 +45,7 @@ class HealthServer:
         self.port = port
         self._health = health
         self._registry = registry
-        self._runner: web.AppRunner | None = None
+        self._server = PlainHttpServer(self._answer)
         self._process_metrics: ProcessMetrics | None = None
 
     @property
@@ -63,19 +58,8 @@ class HealthServer:
 
         Raises: AddressUnusable when the address is not this machine's or may not be used.
         """
-        app = web.Application(middlewares=[self._guard], client_max_size=MAX_REQUEST_BYTES)
-        app.router.add_get("/health", self._get_health)
-        app.router.add_get("/metrics", self._get_metrics)
-        self._runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, keepalive_timeout=KEEPALIVE_SECONDS
-        )
-        await self._runner.setup()
         wanted = self.port
-        try:
-            await self._listen()
-        except BaseException:
-            await self.stop()
-            raise
+        await self._listen()
         self._process_metrics = add_process_metrics(self._registry)
         if wanted not in (0, self.port):
             logger.warning("health_port_taken", extra={"wanted": wanted, "port": self.port, "url": self.url})
@@ -86,46 +70,39 @@ class HealthServer:
 
     async def stop(self) -> None:
         """Stop listening. Works twice and before `start`."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        await self._server.stop()
         collector, self._process_metrics = self._process_metrics, None
         if collector is not None:
             self._registry.unregister(collector)
 
     async def _listen(self) -> None:
         try:
-            await self._bind(self.port)
+            self.port = await self._server.start(self.host, self.port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or self.port == 0:
                 raise AddressUnusable(f"cannot listen on {self.url}: {error.strerror or error}") from None
-            await self._bind(0)
+            self.port = await self._server.start(self.host, 0)
 
-    async def _bind(self, port: int) -> None:
-        assert self._runner is not None
-        site = web.TCPSite(self._runner, self.host, port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+    def _answer(self, request: Request) -> Answer:
+        if not is_local_host(request.headers.get("host", ""), bound_to=self.host):
+            return refusal(403, f"this server answers to its own address, {self.url}, only")
+        match request.path:
+            case "/health":
+                return self._health_answer()
+            case "/metrics":
+                encode, content_type = choose_encoder(request.headers.get("accept", ""))
+                return Answer(body=encode(self._registry), content_type=content_type, headers=HEADERS)
+            case _:
+                return refusal(404, "there are /health and /metrics")
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not is_local_host(request.headers.get("Host", ""), bound_to=self.host):
-            raise web.HTTPForbidden(text=f"this server answers to its own address, {self.url}, only\n")
-        response = await handler(request)
-        response.headers["Cache-Control"] = "no-store"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
-    async def _get_health(self, request: web.Request) -> web.Response:
+    def _health_answer(self) -> Answer:
         document = self._health()
-        status = 200 if document.get("status") in SERVING_STATUSES else 503
-        return web.Response(
-            body=msgspec.json.encode(document, enc_hook=str), status=status, content_type="application/json"
+        return Answer(
+            status=200 if document.get("status") in SERVING_STATUSES else 503,
+            body=msgspec.json.encode(document, enc_hook=str),
+            content_type="application/json",
+            headers=HEADERS,
         )
-
-    async def _get_metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
 
 def is_local_host(header: str, *, bound_to: str) -> bool:

@@ -13,10 +13,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
-
+from runtime.lean_structlog import structlog
 from runtime.settings import LoggingSettings
+from runtime.texts import escape_control
+
+EventDict = structlog.typing.EventDict
+Processor = structlog.typing.Processor
+WrappedLogger = structlog.typing.WrappedLogger
 
 MAX_VALUE_CHARACTERS = 4096
 MAX_EXCEPTION_CHARACTERS = 32_768
@@ -48,9 +51,6 @@ _SECRET_TEXT: Sequence[tuple[re.Pattern[str], str]] = (
         ),
         rf"\1{MASK}",
     ),
-)
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
@@ -89,11 +89,6 @@ def bind_context(**facts: Any) -> None:
     structlog.contextvars.bind_contextvars(
         **{name: value for name, value in facts.items() if value is not None}
     )
-
-
-def escape_control(text: str) -> str:
-    """Return the text with control, direction and invisible characters written as escapes: it stays one line."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def mask_secrets(name: str, value: Any, depth: int = 0) -> Any:

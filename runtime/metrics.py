@@ -2,18 +2,31 @@
 
 import sys
 from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import psutil
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.registry import Collector
+from runtime.lean_prometheus import (
+    Collector,
+    CollectorRegistry,
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+
+if TYPE_CHECKING:
+    import psutil
 
 
 class ProcessMetrics(Collector):
     """CPU, memory, threads, open files and start time of this process, under Prometheus' usual names."""
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
+    @cached_property
+    def _process(self) -> "psutil.Process":
+        """This process. Its library is loaded when somebody asks for the first time."""
+        import psutil
+
+        return psutil.Process()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""

@@ -25,6 +25,7 @@ SAME_REQUEST_SECONDS = 1.0
 """Signals this close together are one request: some senders signal the process and then its group."""
 
 Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 def run(main: Main) -> NoReturn:
@@ -36,12 +37,12 @@ def run(main: Main) -> NoReturn:
     sys.exit(run_to_end(main))
 
 
-def run_to_end(main: Main) -> int:
-    """Return the exit code of `main`, run as `run` does.
+def run_to_end(main: Main, *, new_loop: NewLoop | None = None) -> int:
+    """Return the exit code of `main`, run as `run` does, on the loop that `new_loop` makes or the best there is.
 
     1 after a crash, 78 when the process cannot run as it is set up, 130 after a second signal.
     """
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=new_loop or loop_factory()) as runner:
         try:
             return runner.run(_with_signals(main))
         except asyncio.CancelledError:
@@ -67,7 +68,7 @@ def settle() -> None:
     gc.set_threshold(GC_YOUNG_OBJECTS, GC_GENERATIONS, GC_GENERATIONS)
 
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> NewLoop:
     """Return what makes an event loop: uvloop's when it is installed, else the standard one."""
     if importlib.util.find_spec("uvloop") is None:
         return asyncio.new_event_loop

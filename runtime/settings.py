@@ -7,11 +7,12 @@ suggestion. A process's `main` loads them once and passes its section down; noth
 import difflib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import msgspec
+from msgspec import Meta
 
 from orchestration.definition.yaml_source import read_yaml
 
@@ -20,24 +21,29 @@ CONFIG_PATH_VARIABLE = "AMP_CONFIG"
 ENVIRONMENT_PREFIX = "AMP_"
 NESTING = "__"
 MAX_CONFIG_BYTES = 1024 * 1024
+MAX_ALERT_RULES = 100
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Bytes = Annotated[int, Field(ge=1024, le=1024**4)]
+_SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+"""What people write for what msgspec reads as true and false only."""
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Meta(ge=1024, le=1024**4)]
 
 
 class SettingsError(Exception):
     """The settings cannot be used. The message names every problem, its place and the cure."""
 
 
-class Section(BaseModel):
-    """A group of settings. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, populate_by_name=True)
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """A group of settings. What a type cannot say is checked by `__post_init__`, whose ValueError names the setting."""
 
 
-class MeshSettings(Section):
+S = TypeVar("S", bound=Section)
+
+
+class MeshSettings(Section, frozen=True, kw_only=True):
     """Where the router is and how an agent behaves on the mesh."""
 
     router_url: str = "ws://127.0.0.1:8079/amp/v1/ws"
@@ -50,7 +56,7 @@ class MeshSettings(Section):
     max_frame_bytes: Bytes = 8 * 1024 * 1024
 
 
-class AgentSection(Section):
+class AgentSection(Section, frozen=True, kw_only=True):
     """What every agent's section has."""
 
     host: str = "127.0.0.1"
@@ -59,7 +65,7 @@ class AgentSection(Section):
     drain_timeout_seconds: Seconds = 10
 
 
-class WorkflowEngineSettings(AgentSection):
+class WorkflowEngineSettings(AgentSection, frozen=True, kw_only=True):
     """Section `workflow_engine`."""
 
     port: Port = 8080
@@ -73,19 +79,19 @@ class WorkflowEngineSettings(AgentSection):
     lease_seconds: Seconds = 15
 
 
-class HttpSettings(Section):
+class HttpSettings(Section, frozen=True, kw_only=True):
     """Section `task_executor.http`."""
 
     allowed_networks: tuple[str, ...] = ()
     """Networks or host:port pairs that are reachable although they are loopback or private."""
     max_response_bytes: Bytes = 512 * 1024
-    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    max_redirects: Annotated[int, Meta(ge=0, le=20)] = 5
     connect_timeout_seconds: Seconds = 10
     max_connections: Count = 100
     verify_tls: bool = True
 
 
-class SubprocessSettings(Section):
+class SubprocessSettings(Section, frozen=True, kw_only=True):
     """Section `task_executor.subprocess`."""
 
     allowed_commands: tuple[str, ...] = ()
@@ -94,7 +100,7 @@ class SubprocessSettings(Section):
     cpu_limit_seconds: Seconds = 3600
 
 
-class FileSettings(Section):
+class FileSettings(Section, frozen=True, kw_only=True):
     """Section `task_executor.files`."""
 
     root: str = "files"
@@ -102,14 +108,14 @@ class FileSettings(Section):
     max_file_bytes: Bytes = 900 * 1024
 
 
-class SpoolSettings(Section):
+class SpoolSettings(Section, frozen=True, kw_only=True):
     """Section `task_executor.spool`: results that are kept until their engine has recorded them."""
 
     max_bytes: Bytes = 256 * 1024 * 1024
     max_files: Count = 10_000
 
 
-class TaskExecutorSettings(AgentSection):
+class TaskExecutorSettings(AgentSection, frozen=True, kw_only=True):
     """Section `task_executor`."""
 
     port: Port = 8081
@@ -125,7 +131,7 @@ class TaskExecutorSettings(AgentSection):
     spool: SpoolSettings = SpoolSettings()
 
 
-class StateManagerSettings(AgentSection):
+class StateManagerSettings(AgentSection, frozen=True, kw_only=True):
     """Section `state_manager`."""
 
     port: Port = 8082
@@ -137,47 +143,51 @@ class StateManagerSettings(AgentSection):
     max_state_bytes: Bytes = 768 * 1024
 
 
-class ConditionEvaluatorSettings(AgentSection):
+class ConditionEvaluatorSettings(AgentSection, frozen=True, kw_only=True):
     """Section `condition_evaluator`."""
 
     port: Port = 8083
     agent_id: str = "condition-evaluator"
     cache_ttl: Seconds = 60
     cache_entries: Count = 10_000
-    safe_evaluation: Literal[True] = True
+    safe_evaluation: bool = True
     max_tree_depth: Count = 20
     max_tree_nodes: Count = 1000
     max_expression_length: Count = 10_000
     evaluation_timeout: Seconds = 10
 
+    def __post_init__(self) -> None:
+        if not self.safe_evaluation:
+            raise ValueError("safe_evaluation: can only be true")
 
-class ErrorHandlerSettings(AgentSection):
+
+class ErrorHandlerSettings(AgentSection, frozen=True, kw_only=True):
     """Section `error_handler`."""
 
     port: Port = 8084
     agent_id: str = "error-handler"
-    max_retry_attempts: Annotated[int, Field(ge=0, le=100)] = 3
+    max_retry_attempts: Annotated[int, Meta(ge=0, le=100)] = 3
     retry_delay_seconds: Seconds = 5
     pause_duration_seconds: Seconds = 300
     escalation_timeout: Seconds = 300
     max_records_per_instance: Count = 1000
 
 
-class AlertRuleSettings(Section):
+class AlertRuleSettings(Section, frozen=True, kw_only=True):
     """One of `monitor_agent.alert_rules`: an alert that is open while its condition is true.
 
     `condition` is an expression over the last hour's metrics of each workflow, or of the system.
     """
 
-    alert_type: Annotated[str, Field(min_length=1, max_length=100)]
+    alert_type: Annotated[str, Meta(min_length=1, max_length=100)]
     severity: Literal["info", "warning", "error", "critical"] = "warning"
-    title: Annotated[str, Field(min_length=1, max_length=200)]
-    description: Annotated[str, Field(max_length=2000)] = ""
-    condition: Annotated[str, Field(min_length=1, max_length=2000)]
+    title: Annotated[str, Meta(min_length=1, max_length=200)]
+    description: Annotated[str, Meta(max_length=2000)] = ""
+    condition: Annotated[str, Meta(min_length=1, max_length=2000)]
     scope: Literal["workflow", "system"] = "workflow"
 
 
-class MonitorAgentSettings(AgentSection):
+class MonitorAgentSettings(AgentSection, frozen=True, kw_only=True):
     """Section `monitor_agent`."""
 
     port: Port = 8085
@@ -186,10 +196,14 @@ class MonitorAgentSettings(AgentSection):
     alert_check_interval: Seconds = 60
     health_check_interval: Seconds = 30
     max_alerts: Count = 1000
-    alert_rules: Annotated[tuple[AlertRuleSettings, ...], Field(max_length=100)] = ()
+    alert_rules: tuple[AlertRuleSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.alert_rules) > MAX_ALERT_RULES:
+            raise ValueError(f"alert_rules: at most {MAX_ALERT_RULES}, not {len(self.alert_rules)}")
 
 
-class CircuitBreakerSettings(Section):
+class CircuitBreakerSettings(Section, frozen=True, kw_only=True):
     """Section `circuit_breaker`."""
 
     failure_threshold: Count = 5
@@ -197,26 +211,23 @@ class CircuitBreakerSettings(Section):
     half_open_max_calls: Count = 3
 
 
-class DatabaseSettings(Section):
+class DatabaseSettings(Section, frozen=True, kw_only=True):
     """Section `database`. A relative path is below `data_dir`."""
 
     sqlite_path: str = "workflow_state.db"
     redis_enabled: bool = False
     redis_url: str = "redis://localhost:6379"
-    backup_interval_hours: Annotated[float, Field(ge=0, le=8760)] = 24
+    backup_interval_hours: Annotated[float, Meta(ge=0, le=8760)] = 24
     backups_kept: Count = 7
-    reserve_megabytes: Annotated[int, Field(ge=0, le=10_240)] = 64
-    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 30
+    reserve_megabytes: Annotated[int, Meta(ge=0, le=10_240)] = 64
+    retention_days: Annotated[float, Meta(ge=0, le=36_500)] = 30
 
-    @field_validator("retention_days")
-    @classmethod
-    def _is_none_or_a_day(cls, value: float) -> float:
-        if 0 < value < 1:
-            raise ValueError("at least 1 day, or 0 to keep everything")
-        return value
+    def __post_init__(self) -> None:
+        if 0 < self.retention_days < 1:
+            raise ValueError("retention_days: at least 1 day, or 0 to keep everything")
 
 
-class WebSettings(Section):
+class WebSettings(Section, frozen=True, kw_only=True):
     """Section `web`."""
 
     host: str = "127.0.0.1"
@@ -228,21 +239,22 @@ class WebSettings(Section):
     request_timeout_seconds: Seconds = 30
 
 
-class LoggingSettings(Section):
+class LoggingSettings(Section, frozen=True, kw_only=True):
     """Section `logging`. Without `format` lines are JSON when written to a file or pipe, readable on a terminal."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     format: str | None = None
 
-    @field_validator("format")
-    @classmethod
-    def _can_be_filled(cls, value: str | None) -> str | None:
-        if value is not None:
-            logging.Formatter(value).format(logging.makeLogRecord({}))
-        return value
+    def __post_init__(self) -> None:
+        if self.format is None:
+            return
+        try:
+            logging.Formatter(self.format).format(logging.makeLogRecord({}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"format: {error}") from None
 
 
-class Settings(Section):
+class Settings(Section, frozen=True, kw_only=True):
     """Everything, one attribute a section."""
 
     data_dir: str = "data"
@@ -283,10 +295,19 @@ def load_settings(
         values = _read_file(DEFAULT_CONFIG_PATH)
     _merge(values, _from_environment(environ))
     _merge(values, dict(overrides or {}))
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+    return settings_from(values)
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Return the settings that these nested values name, with defaults for all others.
+
+    Raises: SettingsError naming every problem.
+    """
+    problems: list[str] = []
+    settings = _section(Settings, values, "", problems)
+    if settings is None or problems:
+        raise SettingsError("settings cannot be used:\n  " + "\n  ".join(problems))
+    return settings
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -317,7 +338,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for name, text in sorted(environ.items()):
         parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(NESTING)
         if not name.startswith(ENVIRONMENT_PREFIX) or (
-            len(parts) == 1 and parts[0] not in Settings.model_fields
+            len(parts) == 1 and parts[0] not in Settings.__struct_fields__
         ):
             continue
         target = values
@@ -347,27 +368,59 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
             base[key] = value
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False):
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{place}: unknown setting{_suggestion(problem['loc'])}")
-        else:
-            lines.append(f"{place}: {problem['msg']}")
-    return "settings cannot be used:\n  " + "\n  ".join(lines)
+def _section(kind: type[S], values: object, place: str, problems: list[str]) -> S | None:
+    """Return a section made from values, or None after adding to `problems` what is wrong, each with its place."""
+    if not isinstance(values, Mapping):
+        problems.append(f"{place}: holds settings, `name: value`, not one value")
+        return None
+    inside = f"{place}." if place else ""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    before = len(problems)
+    problems += [
+        f"{inside}{name}: unknown setting{_suggestion(str(name), fields)}"
+        for name in values
+        if name not in fields
+    ]
+    problems += [
+        f"{inside}{name}: is needed"
+        for name, field in fields.items()
+        if field.required and name not in values
+    ]
+    known = {
+        name: _setting(field.type, values[name], f"{inside}{name}", problems)
+        for name, field in fields.items()
+        if name in values
+    }
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**known)
+    except ValueError as error:
+        problems.append(f"{inside}{error}")
+        return None
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = Settings
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, BaseModel)
-        ):
-            return ""
-        model = field.annotation
-    close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(model.model_fields)}"
+def _setting(kind: Any, value: object, place: str, problems: list[str]) -> Any:
+    """Return a value as its setting wants it, or None after adding to `problems`. Texts, as of variables, are read."""
+    if _is_section(kind):
+        return _section(kind, value, place, problems)
+    if get_origin(kind) is tuple and _is_section(get_args(kind)[0]) and isinstance(value, (list, tuple)):
+        kind = get_args(kind)[0]
+        return tuple(_section(kind, item, f"{place}[{n}]", problems) for n, item in enumerate(value))
+    if kind is bool and isinstance(value, str):
+        value = _SWITCHES.get(value.lower(), value)
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        choices = f"; known here: {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+        problems.append(f"{place}: {error}{choices}")
+        return None
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _suggestion(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"

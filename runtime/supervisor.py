@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
 
-import httpx
-
 from runtime.children import Child, ChildSpec, Emit, RestartPolicy
 from runtime.clock import Clock
 
@@ -32,11 +30,9 @@ class Supervisor:
     ) -> None:
         if len(specs) > MAX_CHILDREN:
             raise ValueError(f"{len(specs)} processes; at most {MAX_CHILDREN} are supervised together")
-        self._client = httpx.AsyncClient(trust_env=False)
         restarts = policy or RestartPolicy()
         self.children = [
-            Child(spec, emit=emit, client=self._client, clock=clock, random=random, policy=restarts)
-            for spec in specs
+            Child(spec, emit=emit, clock=clock, random=random, policy=restarts) for spec in specs
         ]
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -74,8 +70,6 @@ class Supervisor:
         except asyncio.CancelledError:
             self.kill()
             raise
-        finally:
-            await self._client.aclose()
 
     def kill(self) -> None:
         """End all processes at once."""

@@ -25,7 +25,7 @@ from orchestration import events as ev
 from orchestration.contracts import CONTRACTS, EventRecord
 from orchestration.definition.plan import Plan
 from runtime.clock import SlewedClock
-from runtime.settings import Settings
+from runtime.settings import Settings, settings_from
 from simulation import processes
 from simulation.clock import MachineClock
 from simulation.lives import CURRENT, Killed, Life
@@ -59,7 +59,7 @@ class Process:
 
 def settings_of(data_dir: Path) -> Settings:
     """Return the settings of simulated agents."""
-    return Settings.model_validate(
+    return settings_from(
         {
             "data_dir": str(data_dir),
             "workflow_engine": {"load_workflows_on_start": False},

@@ -17,7 +17,7 @@ from amp.router import Router
 from amp.transports.memory import MemoryNetwork
 from orchestration import contracts, events
 from orchestration.contracts import EventRecord
-from runtime.settings import Settings
+from runtime.settings import settings_from
 
 WAIT_SECONDS = 10.0
 START = datetime(2026, 1, 15, 10, 0, tzinfo=UTC)
@@ -113,7 +113,7 @@ async def running_agent(
     client = peer(network, "tester", *offers)
     await client.start(wait_seconds=WAIT_SECONDS)
     agent = agent_class(
-        Settings.model_validate({"data_dir": str(folder), **settings}),
+        settings_from({"data_dir": str(folder), **settings}),
         transport=network.transport(),
         clock=clock,
         random=Random(2),

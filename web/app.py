@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import structlog
-
+import amp.lean_aiohttp  # noqa: F401 - before web.server imports aiohttp as it is
 from amp import crash
 from amp.client import AgentIdentity, MeshClient
 from amp.errors import AgentIdInUse, AmpError
@@ -20,6 +19,7 @@ from runtime import logging as runtime_logging
 from runtime import process
 from runtime.clock import SystemClock
 from runtime.ids import new_id
+from runtime.lean_structlog import structlog
 from runtime.settings import Settings, SettingsError, load_settings
 from web.server.application import WebApplication
 from web.server.security import InsecureBindError, require_loopback

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
-from prometheus_client import Counter, Gauge, Histogram
 
 from agents.base import Agent
 from agents.condition_evaluator.answers import MAX_KEY_CHARACTERS, AnswerCache
@@ -30,6 +29,7 @@ from orchestration.expressions import (
     TemplateError,
     parse,
 )
+from runtime.lean_prometheus import Counter, Gauge, Histogram
 from runtime.settings import ConditionEvaluatorSettings, Settings
 
 THREADS = 2

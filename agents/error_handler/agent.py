@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import msgspec
-from prometheus_client import Counter, Gauge
 
 from agents.base import Agent
 from agents.error_handler.breakers import BreakerBoard
@@ -46,6 +45,7 @@ from orchestration.recovery import (
 )
 from orchestration.status import RecoveryAction, Severity
 from runtime.ids import new_id
+from runtime.lean_prometheus import Counter, Gauge
 from runtime.settings import ErrorHandlerSettings, Settings
 
 MAX_WINDOW_HOURS = 24 * 366

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
-from prometheus_client import Counter, Gauge
+from runtime.lean_prometheus import Counter, Gauge
 
 from agents.base import Agent
 from agents.log_reader import LogReader
@@ -335,4 +335,4 @@ class MonitorAgent(Agent):
 
 def _configured(section: MonitorAgentSettings) -> list[Rule]:
     """Return the rules of the settings."""
-    return [msgspec.convert(rule.model_dump(), Rule) for rule in section.alert_rules]
+    return [msgspec.convert(rule, Rule, from_attributes=True) for rule in section.alert_rules]

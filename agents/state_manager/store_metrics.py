@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 from agents.state_manager.cache import StateCache
 from agents.state_manager.storage.base import Storage
 from agents.state_manager.sweeper import Sweeper
+from runtime.lean_prometheus import CollectorRegistry, Counter, Gauge, Histogram
 
 APPEND_SECONDS = (0.0003, 0.0006, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 

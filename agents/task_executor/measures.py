@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Sized
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from agents.task_executor.spool import Spool
 from amp.errors import AmpError
 from runtime.clock import Clock
+from runtime.lean_prometheus import CollectorRegistry, Counter, Gauge, Histogram
 
 logger = structlog.stdlib.get_logger(__name__)
 

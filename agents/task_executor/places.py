@@ -53,7 +53,7 @@ def own_ports(settings: Settings) -> Iterator[int]:
     router_port = urlsplit(settings.mesh.router_url).port
     if router_port is not None:
         yield router_port
-    for name in type(settings).model_fields:
+    for name in settings.__struct_fields__:
         section = getattr(settings, name)
         if isinstance(section, AgentSection) and section.port:
             yield section.port

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any
 
 import msgspec
-import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from runtime.lean_prometheus import Counter, Gauge, Histogram
+from runtime.lean_structlog import structlog
 
 from agents.base import Agent
 from agents.workflow_engine import inbox

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 import structlog
 
+import runtime.lean_pydantic  # noqa: F401 - before the models import pydantic as it is
 from agents.workflow_engine.errors import DefinitionExists, FileRefused, InvalidDefinition, WorkflowNotFound
 from amp.client import MeshClient
 from orchestration import contracts

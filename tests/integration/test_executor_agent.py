@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from agents.task_executor import TaskExecutor
 from agents.task_executor.errors import Unreachable
@@ -86,7 +87,7 @@ async def test_cancelling_an_attempt_ends_its_program(tmp_path: Path) -> None:
 
 async def test_stopping_the_executor_ends_programs_that_outlast_its_drain(tmp_path: Path) -> None:
     async with engine_with_executor(tmp_path) as (engine, executor):
-        executor.agent_section = executor.agent_section.model_copy(update={"drain_timeout_seconds": 0.05})
+        executor.agent_section = replace(executor.agent_section, drain_timeout_seconds=0.05)
         pidfile = tmp_path / "files" / "pid"
         work = asyncio.ensure_future(
             engine.request(

@@ -9,6 +9,7 @@ import pytest
 from amp.errors import RequestTimeout
 from orchestration import events as e
 from tests.web.fake_mesh import START, FakeMesh, later
+from web.server import models
 from web.server.routes import ROUTES
 
 JSON = {"Content-Type": "application/json"}
@@ -281,6 +282,11 @@ async def test_validate_says_everything_and_stores_nothing(
     assert document["valid"] is False
     assert document["problems"][0]["line"]
     assert mesh.definitions == before
+
+
+def test_every_model_that_a_route_names_exists() -> None:
+    for name in {name for route in ROUTES for name in (route.body, route.query) if name}:
+        assert issubclass(getattr(models, name), models.Model)
 
 
 def test_every_route_is_described_once() -> None:

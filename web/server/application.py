@@ -159,7 +159,7 @@ class WebApplication:
         path = checked_path(route, request.match_info)
         query = bodies.read_query(request, route.query) if route.kind in ("json", "form") else None
         body = None
-        if route.body is not None:
+        if route.body:
             body = await bodies.read_model(request, route.body, self._settings.max_body_bytes)
         call = Call(request=request, services=self.services, path=path, body=body, query=query)
         crash.reach("dashboard.request.parsed")

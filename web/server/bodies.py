@@ -6,12 +6,15 @@ and nesting without end are refused here, once, with their place.
 
 import json
 import math
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import BodyPartReader, hdrs, web
-from pydantic import BaseModel, ValidationError
 
-from web.server.problems import ProblemError, from_validation
+from web.server.problems import ProblemError
+from web.server.table import NO_QUERY
+
+if TYPE_CHECKING:
+    from web.server.models import Model
 
 MAX_DEPTH = 100
 MAX_NODES = 200_000
@@ -19,8 +22,6 @@ MAX_INTEGER = 2**63
 JSON_TYPE = "application/json"
 FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """What another site's form can send without asking first: refused even without a body."""
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 class _DuplicateKeyError(ValueError):
@@ -50,8 +51,8 @@ def too_large(limit: int) -> ProblemError:
     )
 
 
-async def read_model(request: web.BaseRequest, model: type[Body], limit: int) -> Body:
-    """Return the JSON body as `model`; no body at all counts as {}.
+async def read_model(request: web.BaseRequest, model: str, limit: int) -> "Model":
+    """Return the JSON body as the model of this name; no body at all counts as {}.
 
     Raises: ProblemError 400 for what is no JSON, 413, 415, 422 for what does not fit, every problem at once.
     """
@@ -66,27 +67,30 @@ async def read_model(request: web.BaseRequest, model: type[Body], limit: int) ->
     value = parse_json(body) if body else {}
     if not isinstance(value, dict):
         raise ProblemError(400, "invalid_json", "the body must be a JSON object")
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise from_validation(error, model.model_fields, where="body") from None
+    from web.server import models  # pydantic, with the first body
+
+    return models.checked(model, value, where="body")
 
 
 def _wrong_type(detail: str) -> ProblemError:
     return ProblemError(415, "unsupported_media_type", detail)
 
 
-def read_query(request: web.BaseRequest, model: type[Body]) -> Body:
-    """Return the query string as `model`. Raises: ProblemError 400 for unknown, repeated or wrong parameters."""
+def read_query(request: web.BaseRequest, model: str) -> "Model | None":
+    """Return the query string as the model of this name, None when there can be no parameters.
+
+    Raises: ProblemError 400 for unknown, repeated or wrong parameters.
+    """
     given: dict[str, str] = {}
     for key, value in request.query.items():
         if key in given:
             raise ProblemError(400, "invalid_query", f"{key!r} is given twice")
         given[key] = value
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise from_validation(error, model.model_fields, where="query") from None
+    if model == NO_QUERY and not given:
+        return None
+    from web.server import models  # pydantic, with the first query
+
+    return models.checked(model, given, where="query")
 
 
 def parse_json(body: bytes) -> Any:

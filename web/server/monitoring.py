@@ -1,93 +1,21 @@
 """Handlers for instances, events, metrics, alerts, reports, agents and the process's own health."""
 
 import asyncio
-from datetime import datetime
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, field_validator
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestration import contracts
 from orchestration.status import InstanceStatus
 from web.server.instances import row_document
 from web.server.problems import ProblemError
-from web.server.table import Answer, Call, Model
+from web.server.table import Answer, Call
+
+if TYPE_CHECKING:
+    from web.server.models import AlertsQuery, EventsQuery, InstancesQuery, MetricsQuery, ReportQuery
 
 EVENTS_ON_PAGE = 200
 WIDGETS = ("overview", "performance", "alerts", "workflows")
 MetricType = Literal["system", "workflow", "task", "agent"]
 METRIC_TYPES: tuple[MetricType, ...] = ("system", "workflow", "task", "agent")
-TimeRange = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
-
-
-class InstancesQuery(Model):
-    """Filters of the list of instances. `status` takes several, separated by commas."""
-
-    status: str = ""
-    workflow_id: str | None = None
-    text: Annotated[str, Field(max_length=200)] | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    limit: Annotated[int, Field(ge=1, le=500)] = 50
-    cursor: Annotated[str, Field(max_length=500)] | None = None
-
-    @field_validator("status")
-    @classmethod
-    def _known_statuses(cls, value: str) -> str:
-        known = [status.value for status in InstanceStatus]
-        for status in filter(None, value.split(",")):
-            if status not in known:
-                raise ValueError(f"unknown status {status!r}; known: {', '.join(known)}")
-        return value
-
-    @field_validator("created_after", "created_before")
-    @classmethod
-    def _aware(cls, value: datetime | None) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            raise ValueError("a time needs its zone, such as 2026-01-15T10:00:00Z")
-        return value
-
-
-class EventsQuery(Model):
-    """A page of events, oldest first."""
-
-    after_seq: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(ge=1, le=500)] = EVENTS_ON_PAGE
-
-
-class MetricsQuery(Model):
-    """Which metrics, over which time (30m, 1h, 7d)."""
-
-    metric_type: MetricType | None = None
-    time_range: TimeRange = "1h"
-
-
-class RangeQuery(Model):
-    """A time range."""
-
-    time_range: TimeRange = "24h"
-
-
-class AlertsQuery(Model):
-    """Filters of the list of alerts."""
-
-    severity: Literal["", "info", "warning", "error", "critical"] = ""
-    include_resolved: bool = False
-    limit: Annotated[int, Field(ge=1, le=500)] = 100
-
-
-class ReportQuery(Model):
-    """Which report, over which time. `workflow_ids` takes several, separated by commas."""
-
-    report_type: Literal["summary", "detailed", "trends"] = "summary"
-    time_range: TimeRange = "24h"
-    workflow_ids: str = ""
-    include_predictions: bool = False
-
-
-class DashboardQuery(Model):
-    """Which widgets, separated by commas."""
-
-    widgets: str = ",".join(WIDGETS)
 
 
 async def list_instances(call: Call) -> Answer:

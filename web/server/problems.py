@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from pydantic import ValidationError
 
 from amp.errors import AmpError
 
@@ -114,7 +113,7 @@ def from_mesh(error: AmpError, capability: str) -> ProblemError:
     if code in _INVALID:
         name, title = _INVALID[code]
         errors = _errors(details)
-        return ProblemError(422, name, _sum_up(errors) or error.message, title=title, errors=errors)
+        return ProblemError(422, name, sum_up(errors) or error.message, title=title, errors=errors)
     if code == "IDEMPOTENCY_KEY_REUSED":
         return ProblemError(422, "idempotency_key_reused", error.message, title="The key was used before")
     if code in _CONFLICT:
@@ -162,22 +161,7 @@ def error_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def from_validation(error: ValidationError, known_fields: Collection[str], *, where: str) -> ProblemError:
-    """Return the 422 for a body or the 400 for a query string, every problem with its pointer."""
-    errors = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        pointer = "".join(f"/{part}" for part in problem["loc"])
-        detail = problem["msg"]
-        if problem["type"] == "extra_forbidden":
-            detail = unknown_field(str(problem["loc"][-1]), known_fields if len(problem["loc"]) == 1 else ())
-        errors.append({"pointer": pointer, "detail": detail, "code": problem["type"]})
-    status = 400 if where == "query" else 422
-    return ProblemError(
-        status, f"invalid_{where}", _sum_up(errors), title=f"The {where} cannot be used", errors=errors
-    )
-
-
-def _sum_up(errors: Sequence[Mapping[str, Any]]) -> str:
+def sum_up(errors: Sequence[Mapping[str, Any]]) -> str:
     """Return the first of several problems as a sentence, and how many more there are."""
     if not errors:
         return ""

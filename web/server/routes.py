@@ -11,21 +11,21 @@ _TASK = {"instance_id": "instance", "task_id": "task"}
 ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/api/workflows", handler=workflows.list_workflows,
-        summary="The stored workflows", query=workflows.PageQuery,
+        summary="The stored workflows", query="PageQuery",
     ),
     Route(
         method="POST", path="/api/workflows", handler=workflows.create_workflow,
-        summary="Check and store a definition", body=workflows.CreateBody, reply=contracts.WorkflowCreated,
+        summary="Check and store a definition", body="CreateBody", reply=contracts.WorkflowCreated,
         statuses=(200, 201),
     ),
     Route(
         method="POST", path="/api/workflows/upload", handler=workflows.upload_workflow,
-        summary="Check and store a definition file", query=workflows.UploadQuery, reply=contracts.WorkflowCreated,
+        summary="Check and store a definition file", query="UploadQuery", reply=contracts.WorkflowCreated,
         statuses=(200, 201), kind="form",
     ),
     Route(
         method="POST", path="/api/workflows/validate", handler=workflows.validate_workflow,
-        summary="Check a definition without storing it", body=workflows.ValidateBody,
+        summary="Check a definition without storing it", body="ValidateBody",
     ),
     Route(
         method="GET", path="/api/workflows/{workflow_id}", handler=workflows.get_workflow,
@@ -33,7 +33,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST", path="/api/workflows/{workflow_id}/start", handler=workflows.start_workflow,
-        summary="Start an instance", body=workflows.StartBody, reply=contracts.WorkflowStarted, statuses=(201,),
+        summary="Start an instance", body="StartBody", reply=contracts.WorkflowStarted, statuses=(201,),
         what=_WORKFLOW,
     ),
     Route(
@@ -42,22 +42,22 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST", path="/api/workflows/{instance_id}/pause", handler=workflows.pause_workflow,
-        summary="Pause an instance", body=workflows.ControlBody, reply=contracts.WorkflowControlled,
+        summary="Pause an instance", body="ControlBody", reply=contracts.WorkflowControlled,
         statuses=(202,), what=_INSTANCE,
     ),
     Route(
         method="POST", path="/api/workflows/{instance_id}/resume", handler=workflows.resume_workflow,
-        summary="Resume an instance", body=workflows.ControlBody, reply=contracts.WorkflowControlled,
+        summary="Resume an instance", body="ControlBody", reply=contracts.WorkflowControlled,
         statuses=(202,), what=_INSTANCE,
     ),
     Route(
         method="POST", path="/api/workflows/{instance_id}/stop", handler=workflows.stop_workflow,
-        summary="Stop an instance", body=workflows.ControlBody, reply=contracts.WorkflowControlled,
+        summary="Stop an instance", body="ControlBody", reply=contracts.WorkflowControlled,
         statuses=(202,), what=_INSTANCE,
     ),
     Route(
         method="GET", path="/api/instances", handler=monitoring.list_instances,
-        summary="Instances by filter, newest first", query=monitoring.InstancesQuery,
+        summary="Instances by filter, newest first", query="InstancesQuery",
     ),
     Route(
         method="GET", path="/api/instances/{instance_id}", handler=monitoring.get_instance,
@@ -65,7 +65,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path="/api/instances/{instance_id}/events", handler=monitoring.list_events,
-        summary="An instance's events", query=monitoring.EventsQuery, what=_INSTANCE,
+        summary="An instance's events", query="EventsQuery", what=_INSTANCE,
     ),
     Route(
         method="GET", path="/api/instances/{instance_id}/tasks/{task_id}", handler=monitoring.get_task,
@@ -81,42 +81,42 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST", path="/api/instances/{instance_id}/tasks/{task_id}/retry", handler=waits.retry_task,
-        summary="Run a task again", body=waits.OrderBody, reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
+        summary="Run a task again", body="OrderBody", reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
     ),
     Route(
         method="POST", path="/api/instances/{instance_id}/tasks/{task_id}/skip", handler=waits.skip_task,
-        summary="Skip a task", body=waits.OrderBody, reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
+        summary="Skip a task", body="OrderBody", reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
     ),
     Route(
         method="POST", path="/api/instances/{instance_id}/tasks/{task_id}/complete", handler=waits.complete_task,
-        summary="Say that a task of unknown outcome did its work", body=waits.CompleteBody,
+        summary="Say that a task of unknown outcome did its work", body="CompleteBody",
         reply=contracts.TaskControlled, statuses=(202,), what=_TASK,
     ),
     Route(
         method="GET", path="/api/health/orphans", handler=waits.get_orphans,
-        summary="Unfinished instances that nothing will wake", query=waits.OrphansQuery, reply=contracts.OrphansReply,
+        summary="Unfinished instances that nothing will wake", query="OrphansQuery", reply=contracts.OrphansReply,
     ),
     Route(
         method="GET", path="/api/overview", handler=monitoring.get_overview, summary="What the overview page shows"
     ),
     Route(
         method="GET", path="/api/metrics", handler=monitoring.get_metrics,
-        summary="Metrics by type", query=monitoring.MetricsQuery,
+        summary="Metrics by type", query="MetricsQuery",
     ),
     Route(
         method="GET", path="/api/metrics/workflow/{workflow_id}", handler=monitoring.get_workflow_metrics,
-        summary="Metrics of a workflow", query=monitoring.RangeQuery, what=_WORKFLOW,
+        summary="Metrics of a workflow", query="RangeQuery", what=_WORKFLOW,
     ),
     Route(
-        method="GET", path="/api/alerts", handler=monitoring.list_alerts, summary="Alerts", query=monitoring.AlertsQuery
+        method="GET", path="/api/alerts", handler=monitoring.list_alerts, summary="Alerts", query="AlertsQuery"
     ),
     Route(
         method="GET", path="/api/performance/report", handler=monitoring.get_report,
-        summary="A performance report", query=monitoring.ReportQuery,
+        summary="A performance report", query="ReportQuery",
     ),
     Route(
         method="GET", path="/api/dashboard", handler=monitoring.get_dashboard,
-        summary="Data for widgets", query=monitoring.DashboardQuery,
+        summary="Data for widgets", query="DashboardQuery",
     ),
     Route(method="GET", path="/api/agents", handler=monitoring.list_agents, summary="Who is on the mesh"),
     Route(method="GET", path="/api/ws", handler=pages.live_socket, summary="The live channel", kind="socket"),

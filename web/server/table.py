@@ -1,4 +1,4 @@
-"""What a route is: method, path, handler and models, as values. One table serves, checks and can describe the API."""
+"""What a route is: method, path, handler and names of models. One table serves, checks and can describe the API."""
 
 import asyncio
 import re
@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict
 
 from runtime.clock import Clock
 from runtime.settings import WebSettings
@@ -21,16 +20,8 @@ from web.server.problems import ProblemError
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What an id in a path may look like. Anything else names nothing."""
-
-
-class Model(BaseModel):
-    """A body or a query string. Unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NoQuery(Model):
-    """No parameters."""
+NO_QUERY = "NoQuery"
+"""The model of a query string without parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +71,16 @@ class Route:
     """One row of the table.
 
     `kind` json: the body is JSON and the answer too. form: the handler reads a multipart form. socket: the request
-    becomes a WebSocket. file: a page or one of its files. `what` names the thing that each id in the path stands for.
+    becomes a WebSocket. file: a page or one of its files. `body` and `query` are names in `web.server.models`, which
+    the first request that needs it loads. `what` names the thing that each id in the path stands for.
     """
 
     method: Literal["GET", "POST"]
     path: str
     handler: Handler
     summary: str
-    body: type[Model] | None = None
-    query: type[Model] = NoQuery
+    body: str = ""
+    query: str = NO_QUERY
     reply: type | None = None
     statuses: tuple[int, ...] = (200,)
     kind: Literal["json", "form", "socket", "file"] = "json"

@@ -1,35 +1,18 @@
 """Handlers for what waits: why an instance or task does not move, what a person orders about a task, orphans."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from pydantic import Field
 
 from orchestration import contracts
 from orchestration.contracts import Contract
 from web.server import values
 from web.server.bodies import check_value
 from web.server.problems import ProblemError
-from web.server.table import Answer, Call, Model
+from web.server.table import Answer, Call
 
-
-class OrderBody(Model):
-    """Why somebody orders it."""
-
-    reason: Annotated[str, Field(max_length=500)] = ""
-
-
-class CompleteBody(Model):
-    """What the work gave, by the names of the task's outputs, and how somebody knows."""
-
-    outputs: dict[str, Any] = Field(default_factory=dict)
-    reason: Annotated[str, Field(max_length=500)] = ""
-
-
-class OrphansQuery(Model):
-    """How many orphans to list."""
-
-    limit: Annotated[int, Field(ge=1, le=500)] = 100
+if TYPE_CHECKING:
+    from web.server.models import CompleteBody
 
 
 async def get_instance_why(call: Call) -> Answer:

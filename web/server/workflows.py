@@ -1,68 +1,25 @@
 """Handlers for definitions and for the life of instances: list, create, upload, validate, start, control, status."""
 
 import asyncio
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal
 
 from amp import crash
 from orchestration import contracts
 from orchestration.contracts import Contract, DefinitionRecord
-from orchestration.definition.compile import normalize
 from orchestration.definition.errors import DefinitionError, Problem
-from orchestration.definition.parse import ParsedDefinition, format_of, parse_object, parse_text
 from orchestration.starts import MAX_KEY_CHARACTERS, is_key
 from web.server.bodies import check_value, read_file
 from web.server.problems import ProblemError, error_entry
-from web.server.table import Answer, Call, Model
+from web.server.table import Answer, Call
+
+if TYPE_CHECKING:
+    from orchestration.definition.parse import ParsedDefinition
+    from web.server.models import ControlBody, CreateBody, StartBody, ValidateBody
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
 """The header that tells a repeated answer from the first one; the bodies are the same."""
-INSTANCE_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _SUMMARY_FIELDS = ("description", "tags", "input_schema", "output_schema")
-
-
-class CreateBody(Model):
-    """A definition, as an object or as the text of a file."""
-
-    definition: dict[str, Any] | str
-    format: Literal["yaml", "json"] = "yaml"
-    overwrite: bool = False
-
-
-class ValidateBody(Model):
-    """A definition to check, as an object or as the text of a file."""
-
-    definition: dict[str, Any] | str
-    format: Literal["yaml", "json"] = "yaml"
-
-
-class StartBody(Model):
-    """Inputs of a start. `instance_id` names the instance and can be used once."""
-
-    inputs: dict[str, Any] = Field(default_factory=dict)
-    instance_id: Annotated[str, Field(pattern=INSTANCE_ID)] | None = None
-
-
-class ControlBody(Model):
-    """Why; and for a pause, after how many seconds it ends by itself."""
-
-    reason: Annotated[str, Field(max_length=500)] = ""
-    duration: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
-
-
-class PageQuery(Model):
-    """A page of a list."""
-
-    limit: Annotated[int, Field(ge=1, le=500)] = 100
-    cursor: str = ""
-
-
-class UploadQuery(Model):
-    """How to store an uploaded definition."""
-
-    overwrite: bool = True
 
 
 async def list_workflows(call: Call) -> Answer:
@@ -116,24 +73,27 @@ async def upload_workflow(call: Call) -> Answer:
     name, content = await read_file(call.request, call.services.settings.max_body_bytes)
     if not name.lower().endswith((".yaml", ".yml", ".json")):
         raise ProblemError(415, "unsupported_file", f"{name[:100]!r} is no .yaml, .yml or .json file")
-    parsed = await _checked(call, content, format_of(name), name[:100])
+    source_format: Literal["yaml", "json"] = "json" if name.lower().endswith(".json") else "yaml"
+    parsed = await _checked(call, content, source_format, name[:100])
     return await _store(
         call,
         parsed,
         source=content.decode("utf-8").removeprefix("\ufeff"),
-        source_format=format_of(name),
+        source_format=source_format,
         overwrite=call.query.overwrite,
     )
 
 
 async def _store(
     call: Call,
-    parsed: ParsedDefinition,
+    parsed: "ParsedDefinition",
     *,
     source: str,
     source_format: Literal["yaml", "json"],
     overwrite: bool,
 ) -> Answer:
+    from orchestration.definition.compile import normalize  # with the parser; see `_parse`
+
     request = contracts.WorkflowCreateRequest(
         definition=normalize(parsed.definition), overwrite=overwrite, source=source, format=source_format
     )
@@ -170,7 +130,7 @@ async def validate_workflow(call: Call) -> Answer:
 
 async def _checked(
     call: Call, definition: object, source_format: Literal["yaml", "json"], name: str
-) -> ParsedDefinition:
+) -> "ParsedDefinition":
     """Return a definition without errors. Raises: ProblemError 422 with all of them."""
     try:
         return await _parsed(call, definition, source_format, name)
@@ -188,12 +148,19 @@ async def _checked(
 
 async def _parsed(
     call: Call, definition: object, source_format: Literal["yaml", "json"], name: str
-) -> ParsedDefinition:
+) -> "ParsedDefinition":
     """Parse beside the loop: a large text must not hold up everybody else."""
     async with call.services.parsing:
-        if isinstance(definition, str | bytes):
-            return await asyncio.to_thread(parse_text, definition, source_format, name)
-        return await asyncio.to_thread(parse_object, definition, name)
+        return await asyncio.to_thread(_parse, definition, source_format, name)
+
+
+def _parse(definition: object, source_format: Literal["yaml", "json"], name: str) -> "ParsedDefinition":
+    # The parser and its libraries take 9 MB; a dashboard that only shows never needs them.
+    from orchestration.definition.parse import parse_object, parse_text
+
+    if isinstance(definition, str | bytes):
+        return parse_text(definition, source_format, name)
+    return parse_object(definition, name)
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

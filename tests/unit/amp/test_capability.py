@@ -3,7 +3,7 @@ import time
 import msgspec
 import pytest
 
-from amp.capability import Capability, Incoming, Offer, compile_schema
+from amp.capability import Capability, Incoming, Offer
 from amp.errors import (
     AgentIdInUse,
     AgentLost,
@@ -15,6 +15,7 @@ from amp.errors import (
     RequestTimeout,
     error_from_wire,
 )
+from amp.parameter_schema import ParameterSchema
 
 
 async def nothing(incoming: Incoming) -> object:
@@ -76,7 +77,7 @@ def test_schema_never_fetches_anything() -> None:
 
 def test_schema_that_is_none_is_our_bug() -> None:
     with pytest.raises(LocalProtocolError):
-        compile_schema({"type": "nonsense"}, "c")
+        ParameterSchema({"type": "nonsense"}, "c")
 
 
 @pytest.mark.parametrize(

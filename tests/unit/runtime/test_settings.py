@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
-from pydantic import BaseModel
+from msgspec.structs import replace
 
-from runtime.settings import Settings, SettingsError, load_settings
+from runtime.settings import Section, Settings, SettingsError, load_settings
 
 SHIPPED = Path(__file__).resolve().parents[3] / "config" / "agent_config.yaml"
 
@@ -25,12 +26,12 @@ def refusal(tmp_path: Path, text: str = "", **environment: str) -> str:
     return str(caught.value)
 
 
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
+def leaves(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for field in msgspec.structs.fields(section):
+        if isinstance(field.type, type) and issubclass(field.type, Section):
+            yield from leaves(field.type, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{field.name}"
 
 
 def given(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -51,15 +52,14 @@ def test_shipped_file_differs_from_the_defaults_only_where_it_says_so() -> None:
     assert shipped.database.redis_enabled
     assert shipped.task_executor.http.allowed_networks == ("127.0.0.0/8", "::1/128")
     assert "echo" in shipped.task_executor.subprocess.allowed_commands
-    executor = shipped.task_executor.model_copy(
-        update={"http": defaults.task_executor.http, "subprocess": defaults.task_executor.subprocess}
+    executor = replace(
+        shipped.task_executor, http=defaults.task_executor.http, subprocess=defaults.task_executor.subprocess
     )
-    same = shipped.model_copy(
-        update={
-            "state_manager": shipped.state_manager.model_copy(update={"use_redis": False}),
-            "database": shipped.database.model_copy(update={"redis_enabled": False}),
-            "task_executor": executor,
-        }
+    same = replace(
+        shipped,
+        state_manager=replace(shipped.state_manager, use_redis=False),
+        database=replace(shipped.database, redis_enabled=False),
+        task_executor=executor,
     )
     assert same == defaults
 
@@ -101,7 +101,11 @@ def test_empty_file_means_the_defaults(tmp_path: Path) -> None:
         ("logging: {level: LOUD}", "logging.level"),
         ("logging: {format: '%(nothing)s'}", "logging.format"),
         ("logging: {format: 'no fields'}", "logging.format"),
-        ("web: 8090", "web"),
+        ("web: 8090", "web: holds settings"),
+        ("database: {retention_days: 0.5}", "database.retention_days: at least 1 day"),
+        ("monitor_agent: {alert_rules: 1}", "monitor_agent.alert_rules: Expected `array`, got `int`"),
+        ("monitor_agent: {alert_rules: [{titel: x}]}", "monitor_agent.alert_rules[0].titel: unknown setting"),
+        ("monitor_agent: {alert_rules: [{title: x}]}", "monitor_agent.alert_rules[0].condition: is needed"),
         ("- a list", "the top level must be a mapping of sections"),
         ("web: {port: 1", "not YAML"),
         ("web: {port: 1, port: 2}", "port"),

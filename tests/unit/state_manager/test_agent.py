@@ -23,7 +23,7 @@ from orchestration import events as ev
 from orchestration.status import InstanceStatus
 from runtime.clock import SystemClock
 from runtime.errors import RuntimeFault
-from runtime.settings import Settings
+from runtime.settings import settings_from
 from tests.unit.state_manager.store_values import (
     ENGINE,
     START,
@@ -40,7 +40,7 @@ class World:
 
     def __init__(self, folder: Path, **sections: Any) -> None:
         sections.setdefault("database", {})["reserve_megabytes"] = 1
-        self.settings = Settings(data_dir=str(folder), **sections)
+        self.settings = settings_from({"data_dir": str(folder), **sections})
         self.network = MemoryNetwork()
         self.router = Router(now=SystemClock().now, random=Random(1))
         self.router.serve_memory(self.network)
