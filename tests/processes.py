@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from random import Random
 from amp.client import AgentIdentity, MeshClient
 from amp.transports.websocket import WebSocketTransport
 from orchestration import contracts
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 JOIN_SECONDS = 40.0
@@ -29,13 +29,6 @@ AGENTS = (
     "error_handler",
     "monitor_agent",
 )
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Processes:

@@ -22,7 +22,8 @@ from amp import crash
 from orchestration import contracts
 from tests.chaos import handlers
 from tests.chaos.workload import DEFINITIONS, HANDLERS_PATH
-from tests.processes import JOIN_SECONDS, ROOT, Processes, free_port
+from tests.ports import free_port
+from tests.processes import JOIN_SECONDS, ROOT, Processes
 
 LOOK_SECONDS = 0.02
 """How often the supervisor looks whether a process has ended."""
@@ -299,7 +300,10 @@ async def running_chaos(folder: Path, **options: object) -> AsyncIterator[ChaosM
     """Run a mesh of processes that are started again when they end; nothing is left behind."""
     mesh = ChaosMesh(folder, **options)  # type: ignore[arg-type]
     try:
-        await mesh.start_all()
+        try:
+            await mesh.start_all()
+        except TimeoutError:
+            raise AssertionError(f"not ready in time: {mesh.surprises}\n{mesh.tails()}") from None
         yield mesh
     finally:
         await mesh.stop()

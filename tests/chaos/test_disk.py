@@ -25,7 +25,8 @@ from amp.errors import AmpError, InsufficientResources
 from cli.db_work import Work
 from orchestration import contracts
 from orchestration.definition.compile import load_plan
-from tests.processes import END_SECONDS, Processes, free_port, running_processes
+from tests.ports import free_port
+from tests.processes import END_SECONDS, Processes, running_processes
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 

@@ -15,7 +15,7 @@ from tests.chaos.link import Link
 from tests.chaos.mesh import eventually
 from tests.chaos.scene import Scene, running_scene
 from tests.chaos.workload import DEFINITIONS, Start
-from tests.processes import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 

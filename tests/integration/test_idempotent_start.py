@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from orchestration import contracts
-from tests.processes import ROOT, Processes, free_port, running_processes
+from tests.ports import free_port
+from tests.processes import ROOT, Processes, running_processes
 
 pytestmark = pytest.mark.processes
 

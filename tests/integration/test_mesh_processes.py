@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from amp.client import AgentIdentity, MeshClient
 from amp.errors import AgentLost, AmpError, Disconnected
 from amp.subscriptions import Event
 from amp.transports.websocket import WebSocketTransport
+from tests.ports import free_port
 
 LOST_AFTER_SECONDS = 1.0
 END_SECONDS = 30.0
@@ -47,9 +47,7 @@ class Mesh:
     """A router process, worker processes, and a client in this one."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/amp/v1/ws"
         self.ledger = folder / "ledger"
         self.ledger.touch()

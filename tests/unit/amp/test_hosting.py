@@ -1,7 +1,6 @@
-"""Agents on one machine without a router: the first hosts it, another takes over. Real sockets, ports of the system."""
+"""Agents on one machine without a router: the first hosts it, another takes over. Real sockets."""
 
 import asyncio
-import socket
 
 import pytest
 
@@ -11,13 +10,7 @@ from amp.errors import NetworkError
 from amp.hosting import HostingTransport
 from amp.router import Router
 from amp.transports.base import ConnectFailed
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.ports import free_port
 
 
 class Agent:
