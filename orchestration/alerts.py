@@ -211,6 +211,16 @@ def compare(firing: Sequence[Finding], open_alerts: Iterable[Alert], rules: Sequ
     )
 
 
+def compare_type(firing: Sequence[Finding], open_alerts: Iterable[Alert], alert_type: str) -> RuleOutcome:
+    """Return what changes when of one type of alerts exactly `firing` hold now."""
+    mine = {alert.fingerprint: alert for alert in open_alerts if alert.type == alert_type}
+    holding = {finding.fingerprint for finding in firing}
+    return RuleOutcome(
+        findings=tuple(finding for finding in firing if finding.fingerprint not in mine),
+        over=tuple(alert for fingerprint, alert in mine.items() if fingerprint not in holding),
+    )
+
+
 # --- errors --------------------------------------------------------------------------------------------
 
 

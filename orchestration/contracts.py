@@ -58,6 +58,12 @@ class ErrorInfo(Wire, frozen=True, kw_only=True):
     retryable: bool | None = None
     retry_after_seconds: float | None = None
 
+    @property
+    def begun(self) -> bool | None:
+        """Return whether the effect may have begun, as `details.begun` says; None when it says nothing."""
+        said = self.details.get("begun")
+        return said if isinstance(said, bool) else None
+
 
 class Attempt(Wire, frozen=True, kw_only=True):
     """What an executor knows about the attempt it performs. It travels as the request payload's `context`.

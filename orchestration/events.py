@@ -117,12 +117,13 @@ class AttemptFailed(Fact, frozen=True, kw_only=True, tag="task.attempt_failed"):
 
 
 class AttemptLost(Fact, frozen=True, kw_only=True, tag="task.attempt_lost"):
-    """The executor was lost while it had the attempt: the outcome is unknown."""
+    """The attempt ended without anybody knowing its outcome: its executor was lost, or gave it up with an `error`."""
 
     task_id: str
     attempt: int
     agent_id: str = ""
     reason: str = ""
+    error: ErrorInfo | None = None
 
 
 class TaskOutcomeUnknown(Fact, frozen=True, kw_only=True, tag="task.outcome_unknown"):

@@ -307,7 +307,7 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 reconciling=False,
             )
         case ev.AttemptLost():
-            draft.put_run(run, losses=run.losses + 1, token="")
+            draft.put_run(run, losses=run.losses + 1, token="", error=event.error or run.error)
         case ev.TaskOutcomeUnknown():
             draft.put_run(run, status=TaskStatus.OUTCOME_UNKNOWN, token=event.token, reconciling=False)
         case ev.TaskReconciling():
@@ -322,6 +322,7 @@ def _evolve_run(draft: Draft, run: Run, event: Any) -> None:
                 reconciling=False,
                 token="",
                 losses=0 if event.decided_by == "operator" else run.losses,
+                total_from=None if event.decided_by == "operator" else run.total_from,
             )
         case ev.RecoveryChosen():
             by_handler = event.action in ("retry", "pause", "escalate")

@@ -140,18 +140,17 @@ def _check_dependencies(draft: Draft, task: TaskPlan) -> Iterable[str]:
 
 
 def _check_completion(draft: Draft, event: ev.TaskCompleted) -> Iterable[str]:
-    run = draft.runs.get(event.task_id)
-    if run is None:
+    run, wrong = draft.runs.get(event.task_id), list(_check_attempt_end(draft, event))
+    yield from wrong
+    if run is None or wrong:
         return
-    if run.status.is_final:
-        yield f"task {run.task_id} was {run.status} already"
-    elif event.attempt != run.attempt:
-        yield f"task {run.task_id} completed attempt {event.attempt} while attempt {run.attempt} was current"
-    elif run.status is TaskStatus.RUNNING and not (run.token or run.awaiting_fallback):
+    if run.status is TaskStatus.RUNNING and not (run.token or run.awaiting_fallback):
         yield f"task {run.task_id} completed without an attempt under way"
 
 
-def _check_attempt_end(draft: Draft, event: ev.AttemptFailed | ev.AttemptLost) -> Iterable[str]:
+def _check_attempt_end(
+    draft: Draft, event: ev.AttemptFailed | ev.AttemptLost | ev.TaskCompleted
+) -> Iterable[str]:
     run = draft.runs.get(event.task_id)
     if run is None:
         return

@@ -1,8 +1,9 @@
-"""What follows when the agent that had an attempt is gone: dispatch again, give up, or find out whether it was done.
+"""What follows when nobody knows how an attempt ended: dispatch again, give up, or find out whether it was done.
 
-An attempt of a task that may be repeated is dispatched again. One that must not be repeated has an unknown outcome:
-its reconcile task says whether it was done, else a person does; a late result settles it as well, and so does its
-executor when it says that it never began.
+An attempt whose agent is gone is dispatched again when it may be repeated. One that must not be repeated has an
+unknown outcome: its reconcile task says whether it was done, else a person does; a late result settles it as well, and
+so does its executor when it never began. Where the author declared that the work must not be repeated, its outcome is
+unknown also when its agent only says that it stopped waiting; else an error is an error, and the policy counts.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from orchestration import commands as cmd
 from orchestration import events as ev
 from orchestration import stimuli as st
 from orchestration.contracts import ErrorInfo
+from orchestration.definition.plan import TaskPlan
 from orchestration.errors import IllegalMove
 from orchestration.instance import Run
 from orchestration.outputs import map_outputs
@@ -22,6 +24,31 @@ EXECUTOR = "task-executor"
 """Who decided, when an executor without a name knew that nothing was done."""
 OPERATOR = "operator"
 """Who decided, when a person did."""
+INCONCLUSIVE = frozenset({"TIMEOUT", "NETWORK_ERROR", "TASK_CANCELLED", "OUTCOME_UNKNOWN"})
+"""Codes that say that somebody stopped waiting for the work, and not what became of it."""
+
+
+def leaves_open(task: TaskPlan, error: ErrorInfo) -> bool:
+    """Return whether after this error nobody knows if work that was declared not to be repeated was done.
+
+    What the author of the task said about its code counts first, then what whoever did the work says about itself
+    (`details.begun`), then the code.
+    """
+    declared = task.effects in UNREPEATABLE and task.effects_declared
+    if not declared or error.code in task.named_codes:
+        return False
+    return error.code in INCONCLUSIVE if error.begun is None else error.begun
+
+
+def ended_unclear(turn: Turn, run: Run, error: ErrorInfo) -> None:
+    """The current attempt ended with an error that leaves its outcome open. An open outcome stays so."""
+    if run.status is TaskStatus.RUNNING:
+        lose(turn, run, f"{error.code}: {error.message}", error=error)
+        return
+    detail = f"the error {error.code} does not say whether the work was done"
+    turn.record(
+        ev.LateResult(at=turn.at, task_id=run.task_id, attempt=run.attempt, detail=detail, error=error)
+    )
 
 
 def attempt_vanished(turn: Turn, stimulus: st.AttemptVanished) -> None:
@@ -56,11 +83,26 @@ def _never_began(turn: Turn, run: Run, stimulus: st.AttemptVanished) -> None:
         again(turn, run.task_id, stimulus.reason, stimulus.agent_id or EXECUTOR)
 
 
-def lose(turn: Turn, run: Run, reason: str, *, agent_id: str = "", may_be_at_work: bool = False) -> None:
-    """Record the loss of the current attempt, and what follows from it."""
+def lose(
+    turn: Turn,
+    run: Run,
+    reason: str,
+    *,
+    agent_id: str = "",
+    may_be_at_work: bool = False,
+    error: ErrorInfo | None = None,
+) -> None:
+    """Record the loss of the current attempt, and what follows from it. `error` is what its agent said last."""
     token, task = run.token, turn.plan.tasks[run.task_id]
     turn.record(
-        ev.AttemptLost(at=turn.at, task_id=run.task_id, attempt=run.attempt, agent_id=agent_id, reason=reason)
+        ev.AttemptLost(
+            at=turn.at,
+            task_id=run.task_id,
+            attempt=run.attempt,
+            agent_id=agent_id,
+            reason=reason,
+            error=error,
+        )
     )
     lost = turn.draft.runs[run.task_id]
     if task.effects in UNREPEATABLE:
@@ -80,7 +122,7 @@ def lose(turn: Turn, run: Run, reason: str, *, agent_id: str = "", may_be_at_wor
 
 
 def _poison(run: Run) -> ErrorInfo:
-    message = f"{run.losses} agents disappeared while they had this task; it is not tried again"
+    message = f"{run.losses} attempts of this task ended without anybody knowing how; it is not tried again"
     return ErrorInfo(code="POISON_TASK", message=message, retryable=False)
 
 

@@ -118,6 +118,29 @@ def _finish(turn: Turn) -> Step:
     return Step(turn.draft.freeze(), tuple(turn.events), tuple(turn.commands))
 
 
+def without_superseded(instance: Instance, commands: Iterable[cmd.Command]) -> list[cmd.Command]:
+    """Return what is still to be done when several steps were stored together; `instance` is as the last made it.
+
+    An attempt that was decided on and given up again was never sent: it is not sent, and nobody is told to stop.
+    """
+    commands = list(commands)
+    never_sent = {
+        command.token
+        for command in commands
+        if isinstance(command, cmd.Dispatch) and not _is_under_way(instance, command)
+    }
+    return [
+        command
+        for command in commands
+        if not (isinstance(command, cmd.Dispatch | cmd.CancelAttempt) and command.token in never_sent)
+    ]
+
+
+def _is_under_way(instance: Instance, command: cmd.Dispatch) -> bool:
+    run = instance.runs[command.task_id]
+    return run.status is TaskStatus.RUNNING and run.token == command.token
+
+
 def pending_commands(plan: Plan, instance: Instance) -> tuple[cmd.Command, ...]:
     """Return what has to be done again for an instance that was just rebuilt from its facts."""
     if instance.status.is_final or instance.started_at is None:
@@ -195,7 +218,10 @@ def _attempt_errored(turn: Turn, stimulus: st.AttemptErrored) -> None:
     if not is_current(run, stimulus.token):
         _note_late(turn, run, stimulus.token, f"the error {stimulus.error.code}", error=stimulus.error)
         return
-    attempt_failed(turn, run, stimulus.error, stimulus.jitter)
+    if losses.leaves_open(turn.plan.tasks[run.task_id], stimulus.error):
+        losses.ended_unclear(turn, run, stimulus.error)
+    else:
+        attempt_failed(turn, run, stimulus.error, stimulus.jitter)
 
 
 def _recovery_answer(turn: Turn, stimulus: st.RecoveryAnswer) -> None:
@@ -273,16 +299,14 @@ def _task_due(turn: Turn, task: TaskPlan, run: Run, due: Due) -> None:
     if due.what == "retry":
         proceed(turn, run.task_id)
         return
+    error = ErrorInfo(code="TIMEOUT", message="no agent took the task and finished it in time")
     if due.what == "total_timeout":
-        turn.cancel(run)
-        attempt_failed(turn, run, out_of_time(task, run.error), jitter=0.0)
-        return
-    message = "no agent took the task and finished it in time"
-    if task.effects in UNREPEATABLE:
-        losses.lose(turn, run, message)
+        error = out_of_time(task, run.error)
+    if task.effects in UNREPEATABLE and (task.effects_declared or due.what != "total_timeout"):
+        losses.lose(turn, run, error.message)
         return
     turn.cancel(run)
-    attempt_failed(turn, run, ErrorInfo(code="TIMEOUT", message=message), jitter=0.0)
+    attempt_failed(turn, run, error, jitter=0.0)
 
 
 def _pause(turn: Turn, stimulus: st.PauseOrder) -> None:

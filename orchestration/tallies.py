@@ -14,6 +14,7 @@ import msgspec
 from orchestration.alerts import AlertSeverity, Finding
 from orchestration.contracts import ErrorInfo, EventRecord
 from orchestration.status import RecoveryAction, Severity
+from orchestration.undecided import Unknown, follow
 
 BUCKET_SECONDS = 60
 """The grain of time. Ranges begin at the start of a bucket, so up to this much more than asked is counted."""
@@ -85,13 +86,17 @@ class FailurePlace(msgspec.Struct, frozen=True, order=True):
 
 
 class OpenInstance(msgspec.Struct, kw_only=True):
-    """An instance that has not ended. `tasks` holds the start of each attempt that is under way."""
+    """An instance that has not ended. `tasks` holds the start of each attempt that is under way.
+
+    `unknown` are its tasks of which nobody knows whether they did their work.
+    """
 
     instance_id: str
     workflow_id: str
     started_at: datetime
     status: str = "pending"
     tasks: dict[str, datetime] = {}
+    unknown: dict[str, Unknown] = {}
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,13 +112,17 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, kw_only=True):
-    """What a batch of events changed, to be kept together with the offset it was read up to."""
+    """What a batch of events changed, to be kept together with the offset it was read up to.
+
+    `undecided`: the tasks for which a person must decide may be others now.
+    """
 
     tallies: dict[Place, Tally] = {}
     failures: Counter[FailurePlace] = msgspec.field(default_factory=Counter)
     opened: dict[str, OpenInstance] = {}
     ended: list[Execution] = []
     findings: list[tuple[int, datetime, Finding]] = []
+    undecided: bool = False
     unreadable: int = 0
 
 
@@ -124,6 +133,7 @@ class _Head(msgspec.Struct):
     severity: Severity = Severity.LOW
     action: RecoveryAction = RecoveryAction.ABORT
     reason: str = ""
+    reconcile: str = ""
     escalated: bool = False
 
 
@@ -155,6 +165,15 @@ def fold(instances: dict[str, OpenInstance], records: Iterable[EventRecord]) -> 
             if record.type == "workflow.started":
                 instances[record.instance_id] = instance
         act(instance, head, record, changes)
+        if follow(
+            instance.unknown,
+            record.type,
+            head.task_id,
+            record.at,
+            reason=head.reason,
+            reconcile=head.reconcile,
+        ):
+            changes.undecided = True
         if record.type in _ENDS:
             instances.pop(record.instance_id, None)
             changes.opened.pop(record.instance_id, None)
@@ -300,6 +319,10 @@ def _handled(instance: OpenInstance, head: _Head, record: EventRecord, changes: 
     changes.findings.append((record.offset, record.at, finding))
 
 
+def _followed(instance: OpenInstance, head: _Head, record: EventRecord, changes: Changes) -> None:
+    """Count nothing: it only says who must decide."""
+
+
 _ENDS = frozenset({"workflow.completed", "workflow.failed", "workflow.cancelled"})
 _FOLDS: Mapping[str, Callable[[OpenInstance, _Head, EventRecord, Changes], None]] = {
     "workflow.started": _started,
@@ -313,6 +336,8 @@ _FOLDS: Mapping[str, Callable[[OpenInstance, _Head, EventRecord, Changes], None]
     "task.completed": _task_completed,
     "task.attempt_failed": _attempt_failed,
     "task.attempt_lost": _attempt_lost,
+    "task.outcome_unknown": _followed,
+    "task.reconciling": _followed,
     "task.retrying": _task_retrying,
     "task.failed": _task_failed,
     "task.skipped": _task_skipped,

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from agents.task_executor.errors import NotPermitted, TaskFailed
+from agents.task_executor.errors import NotPermitted, TaskFailed, TimedOut, Unreachable
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from orchestration.contracts import Attempt, CustomTaskRequest
 
@@ -91,8 +91,9 @@ class SimulatedWork:
     """The handler of tasks that touch the world.
 
     Generated `custom` tasks say what to do in their parameters: `before`, `after` (seconds around the effect), `fails`
-    (calls that fail first), `broken` (it always fails), `given` (what the outputs depend on). Tasks of a person's own
-    definition just take their time.
+    (calls that fail first), `broken` (it always fails), `unclear` (the first call ends `before` or `after` the effect,
+    and does not say which), `given` (what the outputs depend on). Tasks of a person's own definition just take their
+    time.
     """
 
     def __init__(self, ledger: Ledger, request_type: type[msgspec.Struct]) -> None:
@@ -112,6 +113,9 @@ class SimulatedWork:
         self._ledger.calls[key] += 1
         if about.get("broken") or self._ledger.calls[key] <= int(about.get("fails", 0)):
             raise TaskFailed("it fails, as it was told to", retryable=not about.get("broken"))
+        unclear = about.get("unclear") if self._ledger.calls[key] == 1 else None
+        if unclear == "before":
+            raise Unreachable("no answer, as it was told to")
         self._ledger.perform(
             Effect(
                 key=key,
@@ -122,6 +126,8 @@ class SimulatedWork:
             )
         )
         await asyncio.sleep(float(about.get("after", 0.0)))
+        if unclear == "after":
+            raise TimedOut("no answer in time, as it was told to")
         return _outcome(outputs_of(attempt.task_id, attempt.output_names, about.get("given")))
 
     @staticmethod

@@ -246,8 +246,13 @@ def _with_recovery(random: Random, task: dict[str, Any], before: list[str]) -> l
 
 def _once(random: Random, name: str, before: list[str]) -> list[dict[str, Any]]:
     """Return a task that must not be repeated, and perhaps the one that finds out whether it was done."""
-    task = _custom(random, name, before, {}, effects="once")
-    task["retry_config"] = {"max_attempts": 1}
+    unclear = random.choice(("", "", "before", "after"))
+    task = _custom(random, name, before, {"unclear": unclear} if unclear else {}, effects="once")
+    if unclear:
+        # The default policy retries such errors, where a task may be repeated.
+        del task["retry_config"]
+    else:
+        task["retry_config"] = {"max_attempts": 1}
     if random.random() < 0.4:
         return [task]
     asked = task["parameters"]["parameters"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
-from runtime.lean_prometheus import Counter, Gauge
 
 from agents.base import Agent
 from agents.log_reader import LogReader
@@ -25,10 +24,21 @@ from amp.capability import Incoming, Offer
 from amp.errors import AmpError, InsufficientResources, InvalidParameters
 from amp.subscriptions import Event
 from orchestration import contracts, reports
-from orchestration.alerts import BUILT_IN_RULES, Alert, AlertSeverity, Finding, Rule, RuleOutcome, compare
+from orchestration.alerts import (
+    BUILT_IN_RULES,
+    Alert,
+    AlertSeverity,
+    Finding,
+    Rule,
+    RuleOutcome,
+    compare,
+    compare_type,
+)
 from orchestration.contracts import EventRecord
 from orchestration.tallies import EVENT_TYPES, OpenInstance, bucket_of, fold
+from orchestration.undecided import OUTCOME_UNKNOWN, undecided
 from runtime.ids import new_id
+from runtime.lean_prometheus import Counter, Gauge
 from runtime.settings import MonitorAgentSettings, Settings
 
 STORE_FILE = "monitor.db"
@@ -37,7 +47,7 @@ RULE_RANGE = timedelta(hours=1)
 MAX_METADATA_BYTES = 16 * 1024
 MAX_TYPE_CHARACTERS = 100
 _COUNTED_TYPES = frozenset(
-    {"workflow_failure", "error_escalation", "error_occurred", "agent_unhealthy"}
+    {"workflow_failure", "error_escalation", "error_occurred", "agent_unhealthy", OUTCOME_UNKNOWN}
     | {rule.alert_type for rule in BUILT_IN_RULES}
 )
 
@@ -145,7 +155,9 @@ class MonitorAgent(Agent):
         crash.reach("monitor.page.read")
         async with self._saving:
             changes = fold(self.instances, events)
-            raised = [self._raise(finding, at) for _, at, finding in changes.findings]
+            told = [self._raise(finding, at)[0] for _, at, finding in changes.findings]
+            if changes.undecided:
+                told += self._apply(self._undecided())
             changed, dropped = self.alerts.take_changes()
             try:
                 await self.store.save(changes, cursor=offset, alerts=changed, dropped_alerts=dropped)
@@ -159,7 +171,7 @@ class MonitorAgent(Agent):
         if changes.unreadable:
             self._unreadable.inc(changes.unreadable)
             self.logger.warning("log_events_unreadable", count=changes.unreadable, offset=offset)
-        await self._announce(alert for alert, _ in raised)
+        await self._announce(told)
 
     async def _go_back(self) -> None:
         """Hold what was saved last, so that the same events can be counted again."""
@@ -196,6 +208,7 @@ class MonitorAgent(Agent):
                 "alert_rule_broken", alert_type=rule.alert_type, code=error.code, error=error.message
             )
         await self._change(compare(findings, self.alerts.open_alerts, self.rules))
+        await self._change(self._undecided())
 
     async def _watch_agents(self) -> None:
         """Ask every agent, each `health_check_interval`."""
@@ -214,24 +227,23 @@ class MonitorAgent(Agent):
             self.logger.warning("agents_not_checked", code=error.code)
             return
         findings = self.roster.unhealthy()
-        unwell = {finding.fingerprint for finding in findings}
-        known = {
-            alert.fingerprint: alert for alert in self.alerts.open_alerts if alert.type == "agent_unhealthy"
-        }
-        await self._change(
-            RuleOutcome(
-                findings=tuple(each for each in findings if each.fingerprint not in known),
-                over=tuple(alert for mark, alert in known.items() if mark not in unwell),
-            )
-        )
+        await self._change(compare_type(findings, self.alerts.open_alerts, "agent_unhealthy"))
 
     async def _change(self, outcome: RuleOutcome) -> None:
-        now = self.clock.now()
         async with self._saving:
-            raised = [self._raise(finding, now)[0] for finding in outcome.findings]
-            resolved = [self.alerts.resolve(alert, now) for alert in outcome.over]
+            changed = self._apply(outcome)
             await self._save_alerts()
-        await self._announce([*raised, *resolved])
+        await self._announce(changed)
+
+    def _apply(self, outcome: RuleOutcome) -> list[Alert]:
+        """Raise and resolve what an outcome says, to be saved; return the alerts."""
+        now = self.clock.now()
+        raised = [self._raise(finding, now)[0] for finding in outcome.findings]
+        return [*raised, *(self.alerts.resolve(alert, now) for alert in outcome.over)]
+
+    def _undecided(self) -> RuleOutcome:
+        """Return what changes about the tasks for which a person must decide."""
+        return compare_type(undecided(self.instances.values()), self.alerts.open_alerts, OUTCOME_UNKNOWN)
 
     def _raise(self, finding: Finding, at: datetime) -> tuple[Alert, bool]:
         alert, created = self.alerts.raise_(finding, new_id=new_id("alr", self.clock, self.random), at=at)

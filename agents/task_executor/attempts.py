@@ -8,6 +8,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -39,6 +40,25 @@ class Run:
     work: asyncio.Future[Ending]
     abandoned: bool = False
     done: bool = False
+    listeners: list[asyncio.Future[Ending]] = field(default_factory=list)
+
+    async def ending(self) -> Ending:
+        """Return how it ends. Who is cancelled here stops listening, and nothing else.
+
+        Raises: CancelledError when it was stopped without an ending.
+        """
+        if self.work.done():
+            return self.work.result()
+        listener: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.listeners.append(listener)
+        return await listener
+
+    def tell(self, ending: Ending) -> None:
+        """Tell who listens how it ended."""
+        for listener in self.listeners:
+            if not listener.done():
+                listener.set_result(ending)
+        self.listeners.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +90,17 @@ class Attempts:
         run = self.running.get(token)
         if run is None:
             run = self.running[token] = Run(token, engine_id, start())
+            run.work.add_done_callback(partial(self._over, run))
         run.engine_id = engine_id
         run.abandoned = False
         return run
+
+    def _over(self, run: Run, work: asyncio.Future[Ending]) -> None:
+        """Forget a run that was stopped before its first step, or broke: it said nothing itself."""
+        if self.running.get(run.token) is run:
+            del self.running[run.token]
+        for listener in run.listeners:
+            listener.cancel()
 
     def drop(self, token: str) -> None:
         """Forget an attempt that did not begin and may be asked for again."""
@@ -123,13 +151,20 @@ def attempt_of(incoming: Incoming) -> Attempt | None:
     if raw is None:
         return None
     try:
-        if _PROBE.decode(raw).token is msgspec.UNSET:
-            return None
         attempt = _ATTEMPT.decode(raw)
     except msgspec.DecodeError as error:
+        if not _has_token(raw):
+            return None
         raise InvalidParameters(f"context: not an attempt: {error}", retryable=False) from None
     if len(attempt.token) > MAX_TOKEN_CHARACTERS:
         raise InvalidParameters(
             f"context: a token has at most {MAX_TOKEN_CHARACTERS} characters", retryable=False
         )
     return attempt
+
+
+def _has_token(raw: bytes) -> bool:
+    try:
+        return _PROBE.decode(raw).token is not msgspec.UNSET
+    except msgspec.DecodeError:
+        return True

@@ -25,7 +25,11 @@ from amp.errors import AmpError
 
 
 class TaskError(AmpError):
-    """A task failed. `details` are safe to store and show."""
+    """A task failed. `details` are safe to store and show.
+
+    `details.begun` says whether the effect may have begun, where the code alone does not: after a NETWORK_ERROR with
+    `begun: false` the work can be repeated whatever it does, after one without nobody knows.
+    """
 
     default_code: ClassVar[str] = "TASK_EXECUTION_FAILED"
 

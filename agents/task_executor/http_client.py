@@ -8,16 +8,17 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ssl import SSLCertVerificationError
 
 import httpcore
-import httpx
 
 from agents.task_executor.errors import (
     InvalidInput,
     NotPermitted,
     ResultTooLarge,
+    TaskError,
     TaskFailed,
     TimedOut,
     Unreachable,
@@ -31,7 +32,11 @@ from agents.task_executor.network import (
     parse_allowance,
     resolve,
 )
+from runtime.absent import absent
 from runtime.settings import HttpSettings, SettingsError
+
+with absent("click", "rich", "pygments"):
+    import httpx
 
 MAX_URL_LENGTH = 8192
 KEEP_ALIVE_SECONDS = 15.0
@@ -39,6 +44,8 @@ USER_AGENT = "amp-workflow-orchestration"
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 HEADERS_KEPT_ACROSS_HOSTS = frozenset({"accept", "accept-language", "content-type", "user-agent"})
 """Everything else a task sets may be a credential, whatever it is called."""
+NEVER_SENT = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
+"""There was no connection, so nothing of the request left."""
 BODY_HEADERS = frozenset({"content-type", "content-length", "content-encoding"})
 
 
@@ -105,12 +112,19 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     """httpx's seam to the network, over a pool whose connections the policy checked."""
 
     def __init__(self, settings: HttpSettings, backend: httpcore.AsyncNetworkBackend) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
+        self._settings = settings
+        self._backend = backend
+
+    @cached_property
+    def _pool(self) -> httpcore.AsyncConnectionPool:
+        """The connections. Made for the first request: the certificates that TLS trusts take 3 MB."""
+        settings = self._settings
+        return httpcore.AsyncConnectionPool(
             ssl_context=client_tls(verify=settings.verify_tls),
             max_connections=settings.max_connections,
             max_keepalive_connections=settings.max_connections,
             keepalive_expiry=KEEP_ALIVE_SECONDS,
-            network_backend=backend,
+            network_backend=self._backend,
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -136,7 +150,8 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._pool.aclose()
+        if "_pool" in vars(self):
+            await self._pool.aclose()
 
 
 def address_policy(settings: HttpSettings, own_ports: Iterable[int] = ()) -> AddressPolicy:
@@ -173,15 +188,28 @@ class HttpClient:
         Raises: TimedOut after `timeout_seconds` in all, Unreachable, NotPermitted, ResultTooLarge, InvalidInput,
             TaskFailed for an endless redirect.
         """
+        redirects: list[HttpRequest] = []
+        try:
+            return await self._send(request, timeout_seconds, redirects)
+        except TaskError as error:
+            if redirects:
+                # Whoever redirected may have done the work before.
+                error.details["begun"] = True
+            raise
+
+    async def _send(
+        self, request: HttpRequest, timeout_seconds: float, redirects: list[HttpRequest]
+    ) -> HttpAnswer:
         place = shown(request.url)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await self._follow(request, timeout_seconds)
+                return await self._follow(request, timeout_seconds, redirects)
         except AddressRefused as refusal:
             raise NotPermitted(str(refusal), details={"url": place}) from None
-        except (TimeoutError, httpcore.TimeoutException):
+        except (TimeoutError, httpcore.TimeoutException) as error:
             raise TimedOut(
-                f"{place} did not answer within {timeout_seconds:g} seconds", details={"url": place}
+                f"{place} did not answer within {timeout_seconds:g} seconds",
+                details={"url": place, **_never_sent(error)},
             ) from None
         except (httpcore.LocalProtocolError, httpx.LocalProtocolError) as error:
             raise InvalidInput(f"the request cannot be sent: {error}", details={"url": place}) from None
@@ -189,15 +217,20 @@ class HttpClient:
             distrusted = _is_caused_by(error, SSLCertVerificationError)
             reason = str(error) or type(error).__name__
             raise Unreachable(
-                f"{place}: {reason}", details={"url": place}, retryable=not distrusted
+                f"{place}: {reason}",
+                details={"url": place, **_never_sent(error)},
+                retryable=not distrusted,
             ) from None
 
-    async def _follow(self, request: HttpRequest, timeout_seconds: float) -> HttpAnswer:
+    async def _follow(
+        self, request: HttpRequest, timeout_seconds: float, redirects: list[HttpRequest]
+    ) -> HttpAnswer:
         for _ in range(self._settings.max_redirects + 1):
             answer = await self._exchange(request, timeout_seconds)
             location = answer.headers.get("location")
             if answer.status not in REDIRECT_STATUSES or not location:
                 return answer
+            redirects.append(request)
             request = redirected(request, answer.status, location)
         place = shown(request.url)
         raise TaskFailed(
@@ -288,6 +321,11 @@ def redirected(request: HttpRequest, status: int, location: str) -> HttpRequest:
         kept = {name: value for name, value in headers.items() if name not in BODY_HEADERS}
         return HttpRequest(method="GET", url=url, headers=kept)
     return replace(request, url=url, headers=headers)
+
+
+def _never_sent(error: Exception) -> dict[str, bool]:
+    """Return the detail that says that nothing was sent, if this is so."""
+    return {"begun": False} if isinstance(error, NEVER_SENT) else {}
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:

@@ -23,7 +23,7 @@ from agents.task_executor.recovery import Recovery
 from agents.task_executor.spool import State
 from agents.task_executor.under_way import NO_SLOT
 from amp import crash
-from amp.errors import AmpError
+from amp.errors import AmpError, ExecutionError
 from orchestration.contracts import Attempt
 from orchestration.status import UNREPEATABLE
 from runtime.clock import Clock
@@ -92,10 +92,12 @@ class AttemptRunner:
             )
             self._heartbeats.watch(attempt)
             try:
-                ending = await asyncio.shield(run.work)
+                ending = await run.ending()
             except asyncio.CancelledError:
-                run.abandoned = True
-                raise
+                if not run.work.cancelled() or attempt.token not in self._cancelled:
+                    run.abandoned = True
+                    raise
+                ending = TaskCancelled("the attempt was cancelled before it began")
         if isinstance(ending, AmpError):
             raise AmpError(ending.code, ending.message, ending.details, severity=ending.severity)
         return ending
@@ -160,20 +162,27 @@ class AttemptRunner:
             self._attempts.finish(token, ending, self._clock.monotonic())
         if run.abandoned:
             self._handover.deliver(token, put_of_ending(attempt, ending, self._execution.executor_id()))
+        run.tell(ending)
         return ending
 
     async def _ending(
         self, capability: str, task_type: str | None, parameters: Mapping[str, Any], attempt: Attempt
     ) -> Ending:
         """Return how an attempt ends."""
-        guarded = attempt.effects in UNREPEATABLE
+        guarded, began = attempt.effects in UNREPEATABLE, False
+
+        async def begin() -> None:
+            nonlocal began
+            await self._permission.begin(attempt)
+            began = True
+
         work = Work(
             task_type=task_type,
             parameters=parameters,
             attempt=attempt,
             timeout_seconds=attempt.timeout_seconds,
             progress=self._progress(attempt),
-            begin=(lambda: self._permission.begin(attempt)) if guarded else None,
+            begin=begin if guarded else None,
             kept_after_seconds=0.0 if guarded else LONG_SECONDS,
         )
         slot = NO_SLOT
@@ -188,11 +197,12 @@ class AttemptRunner:
             )
             return await self._measured(capability, self._execution.enveloped(work))
         except AmpError as error:
-            return error
+            return _said(error, began) if guarded else error
         except asyncio.CancelledError:
             if attempt.token not in self._cancelled:
                 raise
-            return TaskCancelled("the attempt was cancelled")
+            cancelled = TaskCancelled("the attempt was cancelled")
+            return _said(cancelled, began) if guarded else cancelled
         finally:
             self._recovery.leave(slot)
 
@@ -207,3 +217,12 @@ class AttemptRunner:
         if isinstance(ending, AmpError):
             ending.details["spooled"] = True
         await self._recovery.spool.keep(attempt, ending, engine_id=engine_id, sync=guarded)
+
+
+def _said(error: AmpError, began: bool) -> AmpError:
+    """Have the error of work that must not be repeated say whether it began, where its code does not tell."""
+    if not began:
+        error.details["begun"] = False
+    elif isinstance(error, ExecutionError):
+        error.details["begun"] = True
+    return error

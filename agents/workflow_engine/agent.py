@@ -12,11 +12,9 @@ from random import Random
 from typing import Any
 
 import msgspec
-from runtime.lean_prometheus import Counter, Gauge, Histogram
-from runtime.lean_structlog import structlog
 
 from agents.base import Agent
-from agents.workflow_engine import inbox
+from agents.workflow_engine import heartbeats, inbox
 from agents.workflow_engine.catalog import FORMATS, Catalog
 from agents.workflow_engine.driver import Driver
 from agents.workflow_engine.drivers import Drivers
@@ -46,6 +44,8 @@ from orchestration.status import InstanceStatus
 from runtime import logging as runtime_logging
 from runtime.clock import Clock
 from runtime.ids import new_id
+from runtime.lean_prometheus import Counter, Gauge, Histogram
+from runtime.lean_structlog import structlog
 from runtime.settings import LoggingSettings, Settings, WorkflowEngineSettings, load_settings
 
 STORE_PATIENCE_SECONDS = 30.0
@@ -506,7 +506,20 @@ class WorkflowEngine(Agent):
         return contracts.WorkflowList(workflows=workflows, instances=instances)
 
     async def _on_heartbeat(self, request: Incoming) -> contracts.TaskHeartbeatReply:
-        return self._performer.heartbeat(request.parameters)
+        asked: contracts.TaskHeartbeatRequest = request.parameters
+        names = {heartbeats.instance_id_of(beat.token) for beat in asked.beats if not beat.begun}
+        stored = {name: instance for name in names if (instance := await self._stored_now(name))}
+        return self._performer.heartbeat(asked, stored)
+
+    async def _stored_now(self, instance_id: str) -> Instance | None:
+        """Return an instance as it is stored, whoever drives it: what is held here counts while the lease does."""
+        here = self._stored_here(instance_id)
+        if here is not None and (here.status.is_final or self._ownership.is_live):
+            return here
+        try:
+            return (await self._histories.rebuild(await self._histories.row(instance_id)))[1]
+        except InstanceNotFound:
+            return None
 
     def _stored_here(self, instance_id: str) -> Instance | None:
         """Return an instance as it is stored, when this engine drives it or saw it end."""

@@ -8,13 +8,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from random import Random
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import structlog
 
 from agents.workflow_engine.driver import Driver, KeptResult
 from agents.workflow_engine.flights import Flight
+from agents.workflow_engine.inbox import as_recorded
 from amp import crash
 from amp.client import MeshClient
 from amp.envelope import ROUTER_ID
@@ -43,13 +44,14 @@ BUSY_RETRY_SECONDS = 0.25
 RENDER_TIMEOUT_SECONDS = 5.0
 UNREPEATABLE_GRACE_SECONDS = 10.0
 """How long a lost agent has to come back with the result of an attempt that must not be repeated."""
-MAX_ERROR_MESSAGE_CHARACTERS = 4000
 NOT_BEGUN = "NOT_BEGUN"
 """What an executor answers when an attempt's effect never began and begins no more."""
 OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
 """What an executor answers when it was killed in the middle of the attempt, in an earlier life."""
 CANCELLED = "TASK_CANCELLED"
 NEVER_PLACED = (CapabilityNotFound, AgentNotFound, InsufficientResources, RequestTimeout)
+
+Ending = st.AttemptSucceeded | st.AttemptErrored | st.AttemptVanished
 
 logger = structlog.get_logger(__name__)
 
@@ -113,23 +115,29 @@ class Attempts:
     async def _failed(self, flight: Flight, error: AmpError) -> None:
         """Post what an attempt's error means: it failed, was never taken, or its agent is lost."""
         unrepeatable = flight.task.effects in UNREPEATABLE
+        spooled = error.details.get("spooled") is True
+        kept = KeptResult(error.from_agent_id or "", flight.token) if spooled else None
         match error:
             case _ if _is_never_placed(error):
                 self._errored(flight, _never_placed(flight, error))
             case AgentLost() | Disconnected() if unrepeatable:
                 await self.await_result(flight, whole_time=isinstance(error, Disconnected))
             case AgentLost() | Disconnected():
-                self._lost(flight, str(error.details.get("agent_id", "")), error.message)
+                self.lost(flight, str(error.details.get("agent_id", "")), error.message)
             case RequestTimeout() if unrepeatable and error.from_agent_id is None:
-                self._lost(flight, "", "no answer came in time")
-            case AmpError(code=code) if code in (NOT_BEGUN, OUTCOME_UNKNOWN):
-                self._lost(flight, error.from_agent_id or "", error.message, begun=code != NOT_BEGUN)
+                self.lost(flight, "", "no answer came in time")
+            case AmpError(code=code) if code == OUTCOME_UNKNOWN:
+                self.lost(flight, error.from_agent_id or "", error.message)
+            case AmpError(code=code) if code == NOT_BEGUN:
+                agent_id = error.from_agent_id or ""
+                if flight.driver.lost and not flight.driver.committed.status.is_final:
+                    await self._hand_on(flight, _never_begun(agent_id, error.message), kept)
+                    return
+                self.lost(flight, agent_id, error.message, begun=False, kept=kept)
             case AmpError(code=code) if code == CANCELLED and not flight.is_wanted:
                 logger.debug("attempt_stopped", instance_id=flight.driver.id, task_id=flight.task.id)
             case _:
                 info = error_info(error)
-                spooled = error.details.get("spooled") is True
-                kept = KeptResult(error.from_agent_id or "", flight.token) if spooled else None
                 if flight.driver.lost and not flight.driver.committed.status.is_final:
                     await self._hand_on(flight, {"error": msgspec.to_builtins(info)}, kept)
                     return
@@ -145,23 +153,33 @@ class Attempts:
         )
         flight.driver.post(stimulus, kept=kept)
 
-    def _lost(self, flight: Flight, agent_id: str, reason: str, *, begun: bool = True) -> None:
-        flight.driver.post(
-            st.AttemptVanished(
-                at=self._clock.now(),
-                task_id=flight.task.id,
-                token=flight.token,
-                agent_id=agent_id,
-                reason=reason,
-                begun=begun,
-            )
-        )
-
-    async def hand_on(
-        self, driver: Driver, stimulus: st.AttemptSucceeded | st.AttemptErrored, kept: KeptResult | None
+    def lost(
+        self,
+        flight: Flight,
+        agent_id: str,
+        reason: str,
+        *,
+        begun: bool = True,
+        may_be_at_work: bool = False,
+        kept: KeptResult | None = None,
     ) -> None:
+        """Post that the agent which had an attempt is gone, or that it never began."""
+        stimulus = st.AttemptVanished(
+            at=self._clock.now(),
+            task_id=flight.task.id,
+            token=flight.token,
+            agent_id=agent_id,
+            reason=reason,
+            may_be_at_work=may_be_at_work,
+            begun=begun,
+        )
+        flight.driver.post(stimulus, kept=kept)
+
+    async def hand_on(self, driver: Driver, stimulus: Ending, kept: KeptResult | None) -> None:
         """Put an ending that could not be recorded into the inbox of its instance."""
-        if isinstance(stimulus, st.AttemptErrored):
+        if isinstance(stimulus, st.AttemptVanished):
+            data = _never_begun(stimulus.agent_id, stimulus.reason)
+        elif isinstance(stimulus, st.AttemptErrored):
             data = {"error": msgspec.to_builtins(stimulus.error)}
         else:
             named = stimulus.primary_output
@@ -221,7 +239,7 @@ class Attempts:
             await asyncio.sleep(min(wait, UNREPEATABLE_GRACE_SECONDS))
         except TimeoutError:
             pass
-        self._lost(flight, "", "the agent was lost and sent no result")
+        self.lost(flight, "", "the agent was lost and sent no result")
 
     # --- to an agent -----------------------------------------------------------------------------------
 
@@ -311,17 +329,24 @@ class Attempts:
         return msgspec.convert(answer.result, contracts.TemplateRenderReply).parameters
 
 
+def is_ending(stimulus: st.AnyStimulus) -> TypeGuard[Ending]:
+    """Return whether nobody but the engine that it reached may know this of an attempt: how it ended for good.
+
+    A loss is none: whoever owns the instance next waits for the result itself, or has the work done again.
+    """
+    if isinstance(stimulus, st.AttemptVanished):
+        return not stimulus.begun
+    return isinstance(stimulus, st.AttemptSucceeded | st.AttemptErrored)
+
+
+def _never_begun(agent_id: str, reason: str) -> dict[str, Any]:
+    """Return what the inbox keeps of an attempt that never began."""
+    return {"lost": {"begun": False, "agent_id": agent_id, "reason": reason}}
+
+
 def error_info(error: AmpError) -> ErrorInfo:
     """Return an AMP error as the log keeps it."""
-    details = {key: value for key, value in error.details.items() if key not in ("retryable", "spooled")}
-    retry_after = details.pop("retry_after_seconds", None)
-    return ErrorInfo(
-        code=error.code,
-        message=error.message[:MAX_ERROR_MESSAGE_CHARACTERS],
-        details=details,
-        retryable=error.retryable if "retryable" in error.details else None,
-        retry_after_seconds=float(retry_after) if isinstance(retry_after, int | float) else None,
-    )
+    return as_recorded(ErrorInfo(code=error.code, message=error.message, details=error.details))
 
 
 def _is_never_placed(error: AmpError) -> bool:
@@ -353,7 +378,8 @@ def _task_result(result: Any, renders: bool) -> TaskResult:
         try:
             return msgspec.convert(result, TaskResult)
         except msgspec.ValidationError as error:
-            raise InvalidSchema(f"the agent's answer is no task result: {error}", retryable=False) from None
+            message = f"the agent's answer is no task result: {error}"
+            raise InvalidSchema(message, {"begun": True}, retryable=False) from None
     if isinstance(result, dict):
         outputs = result.get("outputs")
         return TaskResult(result=result, outputs=outputs if isinstance(outputs, dict) else {}, primary=result)

@@ -259,7 +259,7 @@ class Driver:
                 self._on_lost(self, f"{outcome.status}, the log has seq {outcome.seq}")
                 return
             crash.reach("engine.turn.after_append")
-        self._settle(facts, orders)
+        self._settle(facts, machine.without_superseded(self.instance, orders))
         for result in kept:
             self._performer.settle(result)
 

@@ -5,7 +5,7 @@ engine itself could not hear anybody.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 
 import structlog
@@ -58,25 +58,52 @@ async def _is_assigned(token: str, mesh: MeshClient) -> bool:
     return bool(found["requests"].get(token, {}).get("state") == "assigned")
 
 
-def unwanted(beats: Iterable[TaskBeat], instance_of: Callable[[str], Instance | None]) -> list[str]:
-    """Return the tokens whose result is certainly not wanted any more.
+def unwanted(
+    beats: Iterable[TaskBeat],
+    instance_of: Callable[[str], Instance | None],
+    stored: Mapping[str, Instance],
+) -> list[str]:
+    """Return the tokens whose result is certainly not wanted any more, and those that must not begin.
 
-    Of an instance that this engine does not know nothing is said: its owner may want the result. An attempt whose
-    outcome counts as unknown may still come to an end, but must not begin: somebody may be finding out what it did.
+    Of an attempt at work in an instance that this engine does not know nothing is said: its owner may want the result.
+    One that asks whether it may begin must be known to be wanted. One whose outcome counts as unknown may still come
+    to an end, but must not begin: somebody may be finding out what it did.
 
     Args:
         instance_of: Returns an instance as it is stored, when this engine drives it or saw it end.
+        stored: The instances of the attempts that ask, as the store has them whoever drives them.
     """
-    return [beat.token for beat in beats if _is_unwanted(beat, instance_of)]
+    return [
+        beat.token
+        for beat in beats
+        if (_is_unwanted(beat, instance_of) if beat.begun else not _may_begin(beat, stored))
+    ]
+
+
+def instance_id_of(token: str) -> str:
+    """Return the instance that an attempt's token names."""
+    return _named_in(token)[0]
+
+
+def _named_in(token: str) -> tuple[str, str]:
+    instance_id, _, task_id = token.rpartition("/")[0].rpartition("/")
+    return instance_id, task_id
 
 
 def _is_unwanted(beat: TaskBeat, instance_of: Callable[[str], Instance | None]) -> bool:
-    token = beat.token
-    instance_id, _, rest = token.rpartition("/")[0].rpartition("/")
+    instance_id, task_id = _named_in(beat.token)
     instance = instance_of(instance_id)
-    if instance is None:
+    return instance is not None and not _is_current(instance, task_id, beat.token)
+
+
+def _may_begin(beat: TaskBeat, stored: Mapping[str, Instance]) -> bool:
+    instance_id, task_id = _named_in(beat.token)
+    instance = stored.get(instance_id)
+    if instance is None or not _is_current(instance, task_id, beat.token):
         return False
-    run = instance.runs.get(rest)
-    if instance.status.is_final or run is None or not is_current(run, token):
-        return True
-    return not beat.begun and run.status is not TaskStatus.RUNNING
+    return instance.runs[task_id].status is TaskStatus.RUNNING
+
+
+def _is_current(instance: Instance, task_id: str, token: str) -> bool:
+    run = instance.runs.get(task_id)
+    return not instance.status.is_final and run is not None and is_current(run, token)

@@ -11,6 +11,8 @@ from orchestration.contracts import ErrorInfo, InboxItem, TaskResult
 from orchestration.definition.plan import Plan
 from orchestration.outputs import map_outputs
 
+MAX_ERROR_MESSAGE_CHARACTERS = 4000
+
 
 def stimulus_of(item: InboxItem, plan: Plan, at: datetime, jitter: float) -> st.AnyStimulus:
     """Return the stimulus of an inbox entry.
@@ -71,8 +73,7 @@ def _task_result(
         )
     try:
         if data.get("error") is not None:
-            error = msgspec.convert(data["error"], ErrorInfo)
-            error = msgspec.structs.replace(error, details=_without_spooled(error.details))
+            error = as_recorded(msgspec.convert(data["error"], ErrorInfo))
             return st.AttemptErrored(at=at, task_id=task_id, token=token, error=error, jitter=jitter)
         result = msgspec.convert(data.get("result"), TaskResult)
     except msgspec.ValidationError:
@@ -85,6 +86,21 @@ def _task_result(
         outputs=map_outputs(names, result=result.result, outputs=result.outputs, primary=result.primary),
         primary=result.primary,
         metadata=_without_spooled(result.metadata),
+    )
+
+
+def as_recorded(error: ErrorInfo) -> ErrorInfo:
+    """Return an error as the log keeps it: what the wire carries in its details is in the fields."""
+    details = _without_spooled(error.details)
+    retryable, retry_after = details.pop("retryable", None), details.pop("retry_after_seconds", None)
+    return msgspec.structs.replace(
+        error,
+        message=error.message[:MAX_ERROR_MESSAGE_CHARACTERS],
+        details=details,
+        retryable=retryable if isinstance(retryable, bool) else error.retryable,
+        retry_after_seconds=(
+            float(retry_after) if isinstance(retry_after, int | float) else error.retry_after_seconds
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from agents.workflow_engine import heartbeats
-from agents.workflow_engine.attempts import Attempts
+from agents.workflow_engine.attempts import Attempts, is_ending
 from agents.workflow_engine.driver import Driver, KeptResult, Letter
 from agents.workflow_engine.flights import Flight, Flights
 from agents.workflow_engine.peers import Peer, Peers
@@ -107,7 +107,7 @@ class MeshPerformer:
             if driver.committed.status.is_final:
                 if letter.kept is not None:
                     self.settle(letter.kept)
-            elif not letter.inbox_id and isinstance(stimulus, st.AttemptSucceeded | st.AttemptErrored):
+            elif not letter.inbox_id and is_ending(stimulus):
                 work = self._attempts.hand_on(driver, stimulus, letter.kept)
                 self._spawn(work, f"hand on {stimulus.token}")
 
@@ -115,10 +115,17 @@ class MeshPerformer:
         """Return where an attempt is as far as this engine alone knows: held back here, or its result awaited."""
         return self._flights.place_of(token)
 
-    def heartbeat(self, request: contracts.TaskHeartbeatRequest) -> contracts.TaskHeartbeatReply:
-        """Take signs of life, and return the attempts whose result is certainly not wanted any more."""
+    def heartbeat(
+        self, request: contracts.TaskHeartbeatRequest, stored: Mapping[str, Instance]
+    ) -> contracts.TaskHeartbeatReply:
+        """Take signs of life, and return the attempts whose result is not wanted any more, or that must not begin.
+
+        Args:
+            stored: The instances of the attempts that ask whether they may begin, as far as they exist.
+        """
         self._flights.hear(request.beats, self._clock.now())
-        return contracts.TaskHeartbeatReply(unwanted=heartbeats.unwanted(request.beats, self._instance_of))
+        unwanted = heartbeats.unwanted(request.beats, self._instance_of, stored)
+        return contracts.TaskHeartbeatReply(unwanted=unwanted)
 
     # --- attempts --------------------------------------------------------------------------------------
 
@@ -160,7 +167,7 @@ class MeshPerformer:
         """Post the loss of an attempt whose agent is silent. What it may still answer is taken all the same."""
         await heartbeats.watch(flight, self._mesh, self._clock)
         seconds = flight.task.heartbeat_seconds
-        self._vanished(flight, "", f"no sign of life for {seconds:g} s")
+        self._attempts.lost(flight, "", f"no sign of life for {seconds:g} s", may_be_at_work=True)
 
     async def _disconnected(self) -> None:
         """What nobody wants any more is not sent again over the next connection."""
@@ -174,22 +181,11 @@ class MeshPerformer:
             if not agents or not 0 <= flight.generation <= generation:
                 continue
             if flight.task.effects not in UNREPEATABLE:
-                self._vanished(flight, agents[0], "the router and the agent were lost together")
+                reason = "the router and the agent were lost together"
+                self._attempts.lost(flight, agents[0], reason, may_be_at_work=True)
                 _end(flight)
             elif flight.cut_short is not None:
                 flight.cut_short.set()
-
-    def _vanished(self, flight: Flight, agent_id: str, reason: str) -> None:
-        flight.driver.post(
-            st.AttemptVanished(
-                at=self._clock.now(),
-                task_id=flight.task.id,
-                token=flight.token,
-                agent_id=agent_id,
-                reason=reason,
-                may_be_at_work=True,
-            )
-        )
 
     async def _cancel(self, token: str) -> None:
         """Tell every executor that an attempt's result is no longer wanted."""

@@ -10,7 +10,13 @@ from pydantic import ValidationError
 from orchestration.conditions.names import names_of
 from orchestration.definition.errors import DefinitionError, Problem, pointer
 from orchestration.definition.graph import dependents_of, order_tasks
-from orchestration.definition.models import ConditionConfig, OnErrorConfig, TaskDefinition, WorkflowDefinition
+from orchestration.definition.models import (
+    ConditionConfig,
+    OnErrorConfig,
+    RetryConfig,
+    TaskDefinition,
+    WorkflowDefinition,
+)
 from orchestration.definition.plan import SCHEDULE_TO_START_SECONDS, Condition, OnError, Plan, TaskPlan
 from orchestration.definition.tasks import capability_of, effects_of, retry_policy
 from orchestration.expressions.errors import DataError
@@ -152,8 +158,10 @@ def _task_plan(
         condition=None if task.condition is None else _condition(task.condition),
         timeout_seconds=task.timeout_seconds or timeout_seconds,
         retry=retry_policy(capability, task.parameters, task.retry_config, definition.global_retry_config),
+        named_codes=_named_codes(task.retry_config),
         output_names=tuple(task.outputs),
         effects=effects,
+        effects_declared=task.effects is not None or task.reconcile is not None,
         on_error=on_error,
         is_fallback=is_fallback,
         is_reconcile=is_reconcile,
@@ -163,6 +171,13 @@ def _task_plan(
         total_timeout_seconds=task.total_timeout_seconds or 0.0,
         metadata=task.metadata,
     )
+
+
+def _named_codes(own: RetryConfig | None) -> frozenset[str]:
+    """Return the codes that a task's own retry_config names. The wildcard names none."""
+    if own is None:
+        return frozenset()
+    return frozenset([*(own.retry_on_codes or ()), *(own.non_retryable_codes or ())]) - {"*"}
 
 
 def _condition(condition: ConditionConfig) -> Condition:

@@ -38,6 +38,8 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `references` are the context names that its parameters' templates use; `whole_context` is true when a template
     uses `workflow_context`, `inputs`, `user_input`, `request_data` or anything else that needs every variable.
+    `effects_declared` is true when the author said what a repetition would do, with `effects` or a `reconcile` task.
+    `named_codes` are the error codes that the task's own `retry_config` names: what they mean is the author's word.
     `is_fallback` tasks run only when the task that names them fails, `is_reconcile` tasks only when the outcome of the
     one that names them is unknown. `heartbeat_seconds` and `total_timeout_seconds` are 0 where there is no such limit.
     """
@@ -56,8 +58,10 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     condition: Condition | None
     timeout_seconds: float
     retry: RetryPolicy
+    named_codes: frozenset[str] = frozenset()
     output_names: tuple[str, ...]
     effects: Effects
+    effects_declared: bool = False
     on_error: OnError
     is_fallback: bool = False
     is_reconcile: bool = False

@@ -231,12 +231,17 @@ def _check_instance(store: Store, facts: Facts, row: InstanceRow, verdict: Verdi
 
 
 def recorded_twice(events: Iterable[ev.Event]) -> list[str]:
-    """Return the tasks that ended more than once without a new round, as sentences."""
+    """Return the tasks that ended more than once without a new round, as sentences.
+
+    A reconcile task ends once each time that it is called for.
+    """
     ends: Counter[str] = Counter()
     found = []
     for event in events:
         if isinstance(event, ev.TaskReset):
             ends.clear()
+        elif isinstance(event, ev.TaskReconciling):
+            ends.pop(event.reconcile, None)
         elif isinstance(event, ENDINGS):
             ends[event.task_id] += 1
             if ends[event.task_id] == 2:

@@ -30,6 +30,7 @@ QUIET_SECONDS = 60.0
 """How long everything may take to end after the last fault."""
 HIT_SECONDS = 60.0
 """How long a process that is to die at a place may take to come there."""
+HIT_TRIES = 6
 LEFTOVER_SECONDS = 30.0
 BEFORE = ("beating", "overdue", "process", "once", "chain", "paused", "files")
 """What is under way when the process that is to die is started."""
@@ -62,13 +63,14 @@ class Scene:
             await asyncio.sleep(0.3)
             life = await self.mesh.rearm(name, order)
             await self._joined(life)
-            label = self._label()
-            more = [
-                Start(each, number % VARIANTS, f"{label}-more-{number}") for number, each in enumerate(extra)
-            ]
-            under_way.begin([*one_of_each(label), *more])
+            under_way.begin(self._one_of_each_and(extra))
             await trigger(self)
-            await self.hit(life, order)
+            await self.hit(life, order, lambda: under_way.begin(self._one_of_each_and(extra)))
+
+    def _one_of_each_and(self, extra: Sequence[str]) -> list[Start]:
+        label = self._label()
+        more = [Start(each, number % VARIANTS, f"{label}-more-{number}") for number, each in enumerate(extra)]
+        return [*one_of_each(label), *more]
 
     @asynccontextmanager
     async def work(self, extra: Sequence[str] = ()) -> AsyncIterator["UnderWay"]:
@@ -106,13 +108,22 @@ class Scene:
                     return
                 await asyncio.sleep(0.05)
 
-    async def hit(self, life: Life, order: str) -> None:
-        """Return when a process has died at its place; one that never comes there fails the test."""
-        try:
-            async with asyncio.timeout(HIT_SECONDS):
-                await life.ended.wait()
-        except TimeoutError:
-            raise AssertionError(f"{life.name} did not come to {order} within {HIT_SECONDS:g} s") from None
+    async def hit(self, life: Life, order: str, again: Callable[[], None] | None = None) -> None:
+        """Return when a process has died at its place; one that never comes there fails the test.
+
+        Args:
+            again: Called now and then: brings more of the work, for what there was may have gone to another process.
+        """
+        for _ in range(HIT_TRIES):
+            try:
+                async with asyncio.timeout(HIT_SECONDS / HIT_TRIES):
+                    await life.ended.wait()
+                break
+            except TimeoutError:
+                if again is not None:
+                    again()
+        else:
+            raise AssertionError(f"{life.name} did not come to {order} within {HIT_SECONDS:g} s")
         assert life.wanted_end, f"{life.name} ended with {life.process.returncode}\n{self.mesh.tails()}"
 
     def _label(self) -> str:

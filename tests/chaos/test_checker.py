@@ -11,9 +11,19 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from orchestration import events as ev
 from orchestration.definition.compile import load_plan
+from tests.builders import at
 from tests.chaos import handlers, workload
-from tests.chaos.checker import Facts, Store, check_leftovers, check_store, check_totals, read_ledger
+from tests.chaos.checker import (
+    Facts,
+    Store,
+    check_leftovers,
+    check_store,
+    check_totals,
+    read_ledger,
+    recorded_twice,
+)
 from tests.chaos.workload import End, Start
 from tests.mesh import running_mesh
 
@@ -162,6 +172,13 @@ def test_each_kind_of_damage_is_found(kept: Kept, break_it: Break, kind: str) ->
     with Store(kept.database) as store:
         verdict = check_store(store, kept.facts)
     assert verdict.counts[kind] > 0, verdict.violations
+
+
+def test_a_reconcile_task_ends_once_each_time_that_it_is_called_for() -> None:
+    called = ev.TaskReconciling(at=at(0), task_id="send", reconcile="find")
+    ended = ev.TaskCompleted(at=at(0), task_id="find", attempt=1, outputs={})
+    assert recorded_twice([called, ended, called, ended]) == []
+    assert recorded_twice([called, ended, ended]) == ["task find ended twice"]
 
 
 def test_totals_that_differ_from_the_store_are_told(kept: Kept) -> None:

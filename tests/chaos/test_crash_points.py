@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="module"), pytes
 
 LARGE_STATE = "x" * 600_000
 LARGE_STATES = 8
+MAX_LOSSES = 5
 SHORT_LEASE = contracts.LeaseRequest(owner="nobody:s", agent_id="nobody", lease_seconds=1.0)
 """A lease that nobody renews."""
 
@@ -39,11 +40,15 @@ async def kill_the_engine(scene: Scene) -> None:
 
 
 async def lose_the_engine(scene: Scene) -> None:
-    """No engine for a while: executors finish what nobody waits for."""
-    await asyncio.sleep(1.5)
-    scene.mesh.kill("engine-1", hold=True)
-    await asyncio.sleep(1.5)
-    scene.mesh.release("engine-1")
+    """No engine for a while, again and again: executors finish what nobody waits for."""
+    executor = scene.mesh.lives["executor-1"]
+    for _ in range(MAX_LOSSES):
+        await asyncio.sleep(0.6)
+        scene.mesh.kill("engine-1", hold=True)
+        await asyncio.sleep(1.5)
+        scene.mesh.release("engine-1")
+        if executor.ended.is_set():
+            return
 
 
 async def write_much(scene: Scene) -> None:

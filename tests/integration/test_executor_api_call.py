@@ -422,3 +422,64 @@ async def test_poll_outlives_failures_that_pass() -> None:
     async with serving(sequence({"status": "pending"}, 404)) as server, calling() as call:
         with pytest.raises(NotFound):
             await call(url=server.url(), polling_interval=2, max_wait_time=60, attempt=ATTEMPT)
+
+
+async def reset(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def see_other(request: web.Request) -> web.StreamResponse:
+    if request.path == "/gone":
+        raise web.HTTPNotFound
+    raise web.HTTPSeeOther("/gone" if request.path == "/" else "http://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize(
+    ("handler", "parameters", "code", "begun"),
+    [
+        (reset, {}, "NETWORK_ERROR", None),
+        (answering(503), {}, "NETWORK_ERROR", None),
+        (answering(425), {}, "NETWORK_ERROR", False),
+        (answering(501), {}, "NETWORK_ERROR", False),
+        (answering(422), {}, "INVALID_INPUT", None),
+        (see_other, {}, "RESOURCE_NOT_FOUND", True),
+        (see_other, {"url": "/refused"}, "NETWORK_ERROR", True),
+        (sequence({"status": "pending"}, 404), {"polling_interval": 1}, "RESOURCE_NOT_FOUND", True),
+    ],
+)
+async def test_an_error_says_whether_the_work_may_have_begun_where_its_code_does_not(
+    handler: Any, parameters: dict[str, Any], code: str, begun: bool | None
+) -> None:
+    async with serving(handler) as server, calling() as call:
+        given = {"method": "POST", **parameters, "url": server.url(parameters.get("url", "/"))}
+        with pytest.raises(TaskError) as caught:
+            await call(attempt=ATTEMPT, **given)
+    assert (caught.value.code, caught.value.details.get("begun")) == (code, begun)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://no-such-host.invalid/"])
+async def test_what_never_got_a_connection_did_not_begin(url: str) -> None:
+    async with calling() as call:
+        with pytest.raises(TaskError) as caught:
+            await call(url=url, method="POST", attempt=ATTEMPT)
+    assert (caught.value.code, caught.value.details["begun"]) == ("NETWORK_ERROR", False)
+
+
+@pytest.mark.parametrize(
+    ("paths", "begun"),
+    [
+        (["a", "fail429"], True),
+        (["fail503", "fail404"], True),
+        (["fail404", "fail429"], None),
+        (["fail425", "fail425"], False),
+        (["fail425", "fail404"], None),
+    ],
+)
+async def test_one_branch_that_may_have_done_its_work_is_enough(paths: list[str], begun: bool | None) -> None:
+    async with serving(echo_name) as server, calling() as call:
+        branches = [{"url": server.url(f"/{path}"), "method": "POST"} for path in paths]
+        with pytest.raises(TaskError) as caught:
+            await call(parallel_requests=branches, attempt=ATTEMPT)
+    assert caught.value.details.get("begun") is begun

@@ -5,10 +5,10 @@ With an attempt, one attempt is one HTTP try: the engine owns the retries, so th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
-from agents.task_executor.errors import TaskError, TimedOut
+from agents.task_executor.errors import TaskError, TimedOut, Unreachable
 from agents.task_executor.handlers.api_request import Call, calls
 from agents.task_executor.handlers.base import Outcome, TaskContext
 from agents.task_executor.handlers.http_status import body_of, error_for_status, retry_after_seconds
@@ -103,6 +103,8 @@ class ApiCall:
             except TaskError as error:
                 # Once polling has begun, a read that fails for now is one more unanswered poll.
                 failures += 1
+                if number > 1:
+                    error.details["begun"] = True
                 repeatable = number > 1 and error.retryable and call.request.method == "GET"
                 if not repeatable or failures > request.retry_count:
                     raise
@@ -137,7 +139,10 @@ class ApiCall:
         answer = await self._http.send(call.request, timeout_seconds=timeout_seconds)
         if call.fail_on_status and answer.status >= 400:
             wait_seconds = retry_after_seconds(answer.headers.get("retry-after"), context.clock.now())
-            raise error_for_status(answer, wait_seconds)
+            error = error_for_status(answer, wait_seconds)
+            if answer.url is not call.request.url:  # redirected
+                error.details["begun"] = True
+            raise error
         return answer
 
 
@@ -151,7 +156,7 @@ def _answers(
 ) -> dict[str, tuple[ApiCallReply, Any]]:
     """Return the branches' answers, or raise the first failure in declaration order, with all of them in its details.
 
-    The failure is retryable only when every failed branch is.
+    It says whether the work of any branch may have begun. The failure is retryable only when every failed branch is.
     """
     failed = {name: result for name, result in results.items() if isinstance(result, BaseException)}
     for error in failed.values():
@@ -162,11 +167,14 @@ def _answers(
         name, first = next(iter(errors.items()))
         waits = [_asked_wait(error) for error in errors.values()]
         details: dict[str, Any] = {
-            **first.details,
+            **{name: value for name, value in first.details.items() if name != "begun"},
             "branches": {
                 key: {"code": error.code, "message": error.message} for key, error in errors.items()
             },
         }
+        begun = _begun(results.values())
+        if begun is not None:
+            details["begun"] = begun
         if max(waits) > 0:
             details["retry_after_seconds"] = max(waits)
         raise type(first)(
@@ -175,6 +183,20 @@ def _answers(
             retryable=all(error.retryable for error in errors.values()),
         )
     return {name: result for name, result in results.items() if not isinstance(result, BaseException)}
+
+
+def _begun(results: Collection[object]) -> bool | None:
+    """Return whether the work of failed branches together may have begun; None when their code tells.
+
+    One branch that did its work, or may have, is enough.
+    """
+    said = [error.details.get("begun") for error in results if isinstance(error, TaskError)]
+    unclear = any(
+        isinstance(error, TimedOut | Unreachable) and error.details.get("begun") is None for error in results
+    )
+    if len(said) < len(results) or True in said or unclear:
+        return True
+    return False if all(word is False for word in said) else None
 
 
 def merged(bodies: Mapping[str, Any]) -> dict[str, Any]:

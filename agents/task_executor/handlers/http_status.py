@@ -34,6 +34,8 @@ _ERRORS: dict[int, type[TaskError]] = {
     429: RateLimited,
 }
 """By status. 5xx are NETWORK_ERROR; other 4xx fail the task for good."""
+NOT_PROCESSED = frozenset({425, 501})
+"""The peer says that it did not begin, under a code that does not tell (RFC 8470, 5.2; RFC 9110, 15.6.2)."""
 
 
 def body_of(answer: HttpAnswer) -> Any:
@@ -66,6 +68,8 @@ def error_for_status(answer: HttpAnswer, wait_seconds: float | None) -> TaskErro
     }
     if wait_seconds is not None:
         details["retry_after_seconds"] = wait_seconds
+    if answer.status in NOT_PROCESSED:
+        details["begun"] = False
     retryable = kind.default_retryable if answer.status != 501 else False
     return kind(f"{place} answered with status {answer.status}", details=details, retryable=retryable)
 

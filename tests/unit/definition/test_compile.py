@@ -209,6 +209,29 @@ def test_codes_that_the_author_listed_stay_as_they_are() -> None:
     assert policy.retry_on_codes == ("TIMEOUT",)
 
 
+@pytest.mark.parametrize(
+    ("own", "shared", "expected"),
+    [
+        (None, None, set()),
+        (None, {"retry_on_codes": ["TIMEOUT"]}, set()),
+        ({"max_attempts": 5}, {"retry_on_codes": ["TIMEOUT"]}, set()),
+        ({"retry_on_codes": ["*"]}, None, set()),
+        ({"retry_on_codes": ["A", "*"], "non_retryable_codes": ["B"]}, None, {"A", "B"}),
+    ],
+)
+def test_only_the_task_itself_names_codes(own: Any, shared: Any, expected: set[str]) -> None:
+    given = {} if own is None else {"retry_config": own}
+    wide = {} if shared is None else {"global_retry_config": shared}
+    assert task_plan("subprocess", {"command": "ls"}, shared=wide, **given).named_codes == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "declared"), [({}, False), ({"effects": "once"}, True), ({"effects": "none"}, True)]
+)
+def test_effects_are_declared_by_the_author_alone(given: Any, declared: bool) -> None:
+    assert task_plan("subprocess", {"command": "ls"}, **given).effects_declared is declared
+
+
 def test_references_are_what_the_templates_use() -> None:
     schema = {"type": "object", "properties": {"x": {}, "y": {}}}
     shared = {"input_schema": schema}

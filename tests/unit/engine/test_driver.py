@@ -112,6 +112,15 @@ async def test_nothing_is_dispatched_before_it_is_stored() -> None:
     assert stage.driver.committed.runs["b"].attempt == 1
 
 
+async def test_an_attempt_that_was_given_up_before_it_was_stored_is_not_sent() -> None:
+    stage = Stage(make_plan(make_task("a"), make_task("b", "a")))
+    await stage.driver.begin(stage.step)
+    stage.driver.post(stage.success("a"))
+    stage.driver.post(st.StopOrder(at=stage.clock.now()))
+    await stage.driver.idle()
+    assert [command.task_id for command in stage.performed] == ["a"]
+
+
 async def test_questions_are_asked_at_once() -> None:
     stage = Stage(make_plan(make_task("a"), make_task("b", "a", condition=Condition(expression="x"))))
     await stage.driver.begin(stage.step)

@@ -23,7 +23,7 @@ def play(task_id: str = "a") -> Play:
 def test_the_attempt_under_way_is_wanted(begun: bool) -> None:
     made = play()
     beat = TaskBeat(token=made.token("a"), begun=begun)
-    assert unwanted([beat], lambda _: made.instance) == []
+    assert unwanted([beat], lambda _: made.instance, {made.instance.id: made.instance}) == []
 
 
 def test_an_attempt_of_unknown_outcome_may_end_and_must_not_begin() -> None:
@@ -31,8 +31,8 @@ def test_an_attempt_of_unknown_outcome_may_end_and_must_not_begin() -> None:
     token = made.token("a")
     made.lose("a")
     begun, asks = TaskBeat(token=token), TaskBeat(token=token, begun=False)
-    assert unwanted([begun], lambda _: made.instance) == []
-    assert unwanted([asks], lambda _: made.instance) == [token]
+    assert unwanted([begun], lambda _: made.instance, {made.instance.id: made.instance}) == []
+    assert unwanted([asks], lambda _: made.instance, {made.instance.id: made.instance}) == [token]
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -42,12 +42,17 @@ def test_what_is_over_or_was_never_asked_for_is_unwanted(begun: bool) -> None:
     made.succeed("a")
     tokens = [token, "ins_1/a/9", "ins_1/other/1"]
     beats = [TaskBeat(token=token, begun=begun) for token in tokens]
-    assert unwanted(beats, lambda _: made.instance) == tokens
+    assert unwanted(beats, lambda _: made.instance, {made.instance.id: made.instance}) == tokens
 
 
 @pytest.mark.parametrize("token", ["ins_9/a/1", "", "nonsense", "///"])
 def test_of_an_instance_that_is_not_known_here_nothing_is_said(token: str) -> None:
-    assert unwanted([TaskBeat(token=token)], lambda _: None) == []
+    assert unwanted([TaskBeat(token=token)], lambda _: None, {}) == []
+
+
+def test_an_attempt_of_an_instance_that_does_not_exist_must_not_begin() -> None:
+    asks = TaskBeat(token="ins_9/a/1", begun=False)
+    assert unwanted([asks], lambda _: None, {}) == [asks.token]
 
 
 # --- the watch ----------------------------------------------------------------------------------------------

@@ -48,6 +48,46 @@ def read(kind: str, data: dict[str, Any]) -> st.AnyStimulus:
                 jitter=0.5,
             ),
         ),
+        (
+            "task_result",
+            {
+                "task_id": "a",
+                "token": "t",
+                "error": {
+                    "code": "C",
+                    "message": "m",
+                    "details": {"retryable": False, "retry_after_seconds": 3, "begun": False},
+                },
+            },
+            st.AttemptErrored(
+                at=at(1),
+                task_id="a",
+                token="t",
+                error=ErrorInfo(
+                    code="C",
+                    message="m",
+                    details={"begun": False},
+                    retryable=False,
+                    retry_after_seconds=3.0,
+                ),
+                jitter=0.5,
+            ),
+        ),
+        (
+            "task_result",
+            {
+                "task_id": "a",
+                "token": "t",
+                "error": {"code": "C", "message": "m", "retryable": True, "retry_after_seconds": 2.0},
+            },
+            st.AttemptErrored(
+                at=at(1),
+                task_id="a",
+                token="t",
+                error=ErrorInfo(code="C", message="m", retryable=True, retry_after_seconds=2.0),
+                jitter=0.5,
+            ),
+        ),
         ("state_update", {"updates": {"x": 1}}, st.UpdateOrder(at=at(1), updates={"x": 1})),
         (
             "state_update",

@@ -13,7 +13,7 @@ import pytest
 
 from agents.task_executor import TaskExecutor
 from agents.task_executor.agent import OVERCOMMIT
-from agents.task_executor.attempts import attempt_of
+from agents.task_executor.attempts import Attempts, Run, attempt_of
 from agents.task_executor.places import files_root, own_ports
 from amp.capability import Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
@@ -297,6 +297,41 @@ async def test_attempt_ends_at_its_timeout(tmp_path: Path) -> None:
             await engine.request(CUSTOM, {"task_name": "wait"}, timeout_seconds=0.05)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "more", "code", "begun"),
+    [
+        ({"task_name": "wait"}, {"timeout_seconds": 0.5}, "TIMEOUT", None),
+        ({"task_name": "broken"}, {}, "TASK_EXECUTION_FAILED", None),
+        ({"task_name": "{absent}"}, {}, "TEMPLATE_UNRESOLVED", False),
+        ({"task_nam": "wait"}, {}, "INVALID_INPUT", False),
+    ],
+)
+async def test_work_that_must_not_be_repeated_says_when_it_never_began(
+    tmp_path: Path, parameters: dict[str, Any], more: dict[str, Any], code: str, begun: bool | None
+) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        with pytest.raises(AmpError) as caught:
+            await engine.request(CUSTOM, parameters, context=attempt(effects=Effects.ONCE, **more))
+    assert (caught.value.code, caught.value.details.get("begun")) == (code, begun)
+
+
+async def test_cancelled_work_that_must_not_be_repeated_says_when_it_never_began(tmp_path: Path) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        once = attempt(effects=Effects.ONCE)
+        work = asyncio.ensure_future(engine.request(CUSTOM, {"task_name": "wait"}, context=once))
+        await until(lambda: bool(mesh.module.calls))
+        for token in ("t1", "t2"):
+            await engine.request(contracts.TASK_CANCEL.id, {"token": token})
+        with pytest.raises(AmpError) as begun:
+            await work
+        later = attempt("t2", effects=Effects.ONCE)
+        with pytest.raises(AmpError) as never:
+            await engine.request(CUSTOM, {"task_name": "count"}, context=later)
+    assert [error.value.details.get("begun") for error in (begun, never)] == [None, False]
+
+
 async def test_thread_of_a_timed_out_handler_learns_that_nobody_waits(tmp_path: Path) -> None:
     async with running(tmp_path) as mesh:
         engine = await mesh.client("engine")
@@ -547,6 +582,24 @@ async def test_attempts_that_were_given_up_do_not_pile_up(tmp_path: Path) -> Non
             await engine.request(CUSTOM, {"task_name": "count"}, context=attempt())
         assert (caught.value.code, caught.value.retryable) == ("RESOURCE_NOT_AVAILABLE", True)
         mesh.executor._attempts.running.clear()
+
+
+async def test_attempt_that_is_cancelled_before_its_first_step_is_answered_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as mesh:
+        engine = await mesh.client("engine")
+        begin = Attempts.begin
+
+        def cancelled_at_once(attempts: Attempts, token: str, *rest: Any) -> Run:
+            run = begin(attempts, token, *rest)
+            mesh.executor._runner.cancel(token)
+            return run
+
+        monkeypatch.setattr(Attempts, "begin", cancelled_at_once)
+        with pytest.raises(AmpError, match="TASK_CANCELLED"):
+            await engine.request(CUSTOM, {"task_name": "count"}, context=attempt(), timeout_seconds=5)
+        assert mesh.executor._attempts.running == {}
 
 
 async def test_overlong_token_is_refused(tmp_path: Path) -> None:

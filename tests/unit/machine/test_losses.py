@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestration import commands as cmd
 from orchestration import events as ev
-from orchestration import machine
+from orchestration import losses, machine
 from orchestration import stimuli as st
 from orchestration.contracts import ErrorInfo
 from orchestration.definition.plan import OnError
@@ -75,10 +76,155 @@ def test_a_late_result_settles_an_unknown_outcome() -> None:
 
 
 def test_a_late_error_settles_an_unknown_outcome_as_any_error_would() -> None:
-    play = Play(make_plan(make_task("a", effects=Effects.ONCE, retry=TWICE)))
+    often = msgspec.structs.replace(TWICE, retry_on_codes=("RATE_LIMIT_EXCEEDED",))
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE, retry=often)))
     play.lose("a")
-    play.fail("a", "TIMEOUT")
+    play.fail("a", "RATE_LIMIT_EXCEEDED")
     assert play.instance.runs["a"].status is TaskStatus.RETRYING
+
+
+def test_a_late_error_that_does_not_say_whether_it_was_done_leaves_the_outcome_unknown() -> None:
+    play = unknown()
+    play.fail("charge", "TIMEOUT")
+    assert (play.statuses()["charge"], play.statuses()["look"]) == ("outcome_unknown", "running")
+    assert [late.error.code for late in of_type(play, ev.LateResult)] == ["TIMEOUT"]
+    found(play, {"outcome": "done", "receipt": "r1"})
+    assert play.statuses()["charge"] == "completed"
+
+
+EVERY_CODE = msgspec.structs.replace(TWICE, retry_on_codes=("*",))
+
+
+@pytest.mark.parametrize("retry", [TWICE, EVERY_CODE, RetryPolicy(max_attempts=1)])
+@pytest.mark.parametrize("effects", [Effects.ONCE, Effects.IRREVERSIBLE])
+@pytest.mark.parametrize("code", ["TIMEOUT", "NETWORK_ERROR", "TASK_CANCELLED", "OUTCOME_UNKNOWN"])
+def test_an_error_that_does_not_say_whether_it_was_done_is_never_followed_by_a_blind_attempt(
+    code: str, effects: Effects, retry: RetryPolicy
+) -> None:
+    play = Play(make_plan(make_task("a", effects=effects, retry=retry), make_task("b", "a")))
+    play.fail("a", code)
+    run = play.instance.runs["a"]
+    assert run.status is TaskStatus.OUTCOME_UNKNOWN
+    assert run.error is not None
+    assert run.error.code == code
+    assert of_type(play, ev.AttemptLost)[0].error == run.error
+    assert of_type(play, ev.TaskOutcomeUnknown)[0].reason == f"{code}: {code} happened"
+    play.tick(100)
+    assert (play.dispatched(), play.asked()) == (["a"], [])
+
+
+def test_the_reconcile_task_finds_out_about_an_attempt_that_was_given_up() -> None:
+    play = Play(
+        make_plan(
+            make_task("charge", effects=Effects.ONCE, retry=TWICE, reconcile="look"),
+            make_task("look", is_reconcile=True),
+        )
+    )
+    play.fail("charge", "TIMEOUT")
+    assert play.dispatched() == ["charge", "look"]
+    found(play, {"outcome": "not_done"})
+    assert play.dispatched() == ["charge", "look", "charge"]
+
+
+@pytest.mark.parametrize(
+    ("code", "begun", "named", "open_"),
+    [
+        ("TIMEOUT", None, (), True),
+        ("TIMEOUT", False, (), False),
+        ("TIMEOUT", True, (), True),
+        ("TIMEOUT", None, ("NETWORK_ERROR",), True),
+        ("TIMEOUT", None, ("TIMEOUT",), False),
+        ("TIMEOUT", True, ("TIMEOUT",), False),
+        ("NETWORK_ERROR", "no", (), True),
+        ("NETWORK_ERROR", False, (), False),
+        ("RATE_LIMIT_EXCEEDED", None, (), False),
+        ("RATE_LIMIT_EXCEEDED", True, (), True),
+        ("SCHEDULE_TO_START_TIMEOUT", None, (), False),
+        ("TASK_EXECUTION_FAILED", None, (), False),
+    ],
+)
+def test_the_author_then_the_agent_then_the_code_say_whether_an_error_leaves_the_outcome_open(
+    code: str, begun: Any, named: tuple[str, ...], open_: bool
+) -> None:
+    task = make_task("a", effects=Effects.ONCE, named_codes=named)
+    error = ErrorInfo(code=code, message="m", details={} if begun is None else {"begun": begun})
+    assert losses.leaves_open(task, error) is open_
+    for effects in (Effects.NONE, Effects.READ, Effects.IDEMPOTENT):
+        assert not losses.leaves_open(msgspec.structs.replace(task, effects=effects), error)
+
+
+def test_without_a_word_of_the_author_a_timeout_is_an_error_and_a_lost_agent_leaves_the_outcome_unknown() -> (
+    None
+):
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE, effects_declared=False, retry=TWICE)))
+    play.fail("a", "TIMEOUT")
+    play.tick(10)
+    assert play.dispatched() == ["a", "a"]
+    play.lose("a")
+    assert play.statuses() == {"a": "outcome_unknown"}
+
+
+def test_without_a_word_of_the_author_the_time_for_all_attempts_fails_the_task() -> None:
+    task = make_task("a", effects=Effects.ONCE, effects_declared=False, total_timeout_seconds=20)
+    play = Play(make_plan(task))
+    play.tick(20)
+    assert play.asked() == ["a"]
+
+
+def test_a_code_that_the_task_itself_names_is_retried_and_then_fails_as_ever() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE, retry=TWICE, named_codes=["TIMEOUT"])))
+    play.fail("a", "TIMEOUT")
+    play.tick(10)
+    assert play.dispatched() == ["a", "a"]
+    play.fail("a", "TIMEOUT")
+    assert play.asked() == ["a"]
+
+
+def test_an_attempt_at_work_when_the_time_for_all_is_up_has_an_unknown_outcome() -> None:
+    play = Play(make_plan(make_task("a", effects=Effects.ONCE, total_timeout_seconds=20)))
+    play.tick(20)
+    assert play.statuses() == {"a": "outcome_unknown"}
+    assert "all attempts together" in of_type(play, ev.TaskOutcomeUnknown)[0].reason
+    play.send(st.RetryOrder(at=play.later(500), task_id="a", reason="it was not done"))
+    assert play.dispatched() == ["a", "a"]
+    play.succeed("a")
+    assert play.instance.status is InstanceStatus.COMPLETED
+
+
+def together(play: Play, *stimuli: st.AnyStimulus) -> list[cmd.Command]:
+    """Return what is done when these reach the instance in one turn of its driver."""
+    before = len(play.commands)
+    for stimulus in stimuli:
+        play.send(stimulus)
+    return machine.without_superseded(play.instance, play.commands[before:])
+
+
+def test_an_attempt_that_the_same_turn_gave_up_again_is_never_sent() -> None:
+    play = Play(
+        make_plan(
+            make_task("charge", effects=Effects.ONCE, reconcile="look"),
+            make_task("look", is_reconcile=True),
+            make_task("ship", "charge"),
+        )
+    )
+    token = play.token("charge")
+    lost = st.AttemptVanished(at=at(1), task_id="charge", token=token)
+    late = st.AttemptSucceeded(at=at(1), task_id="charge", token=token)
+    assert together(play, lost, late) == [cmd.Dispatch("ship", 1, "ins_1/ship/1")]
+    assert cmd.Dispatch("look", 1, "ins_1/look/1") in play.commands
+
+
+def test_an_attempt_that_was_sent_in_an_earlier_turn_is_told_to_stop() -> None:
+    play = unknown()
+    late = st.AttemptSucceeded(at=at(9), task_id="charge", token=play.token("charge"))
+    look = play.token("look")
+    assert cmd.CancelAttempt("look", look) in together(play, late)
+
+
+def test_what_the_end_of_the_instance_overtook_is_never_sent() -> None:
+    play = Play(make_plan(make_task("a"), make_task("b", "a")))
+    done = st.AttemptSucceeded(at=at(1), task_id="a", token=play.token("a"))
+    assert together(play, done, st.StopOrder(at=at(1))) == []
 
 
 def test_the_reconcile_task_runs_only_when_it_is_called_for() -> None:

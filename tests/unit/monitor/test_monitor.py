@@ -449,6 +449,33 @@ async def test_escalated_errors_of_the_log_raise_an_alert(bench: Bench, log: Fak
     assert (alert["type"], alert["severity"]) == ("error_escalation", "critical")
 
 
+async def test_an_unknown_outcome_is_an_alert_until_somebody_decided(tmp_path: Path, log: FakeLog) -> None:
+    def lost(name: str) -> None:
+        run(log, name, ends="open")
+        log.add(name, events.AttemptLost(at=at(1), task_id="pay", attempt=1))
+        log.add(name, events.TaskOutcomeUnknown(at=at(1), task_id="pay", attempt=1, token="t"))
+
+    async with running_agent(MonitorAgent, tmp_path, *state_manager(log)) as bench:
+        lost("a")
+        lost("b")
+        lost("c")
+        log.add("c", events.TaskReconciling(at=at(1), task_id="pay", reconcile="look"))
+        await caught_up(bench, log)
+        alerts = (await bench.ask("alert-list", {}))["alerts"]
+        assert {alert["metadata"]["workflow_instance_id"] for alert in alerts} == {"a", "b"}
+        log.add("a", events.TaskCompleted(at=at(2), task_id="pay", attempt=1))
+        await caught_up(bench, log)
+        [alert] = (await bench.ask("alert-list", {}))["alerts"]
+        assert (alert["type"], alert["count"]) == ("outcome_unknown", 1)
+    async with running_agent(MonitorAgent, tmp_path, *state_manager(log)) as bench:
+        await bench.agent.evaluate_rules()
+        [alert] = (await bench.ask("alert-list", {}))["alerts"]
+        assert (alert["metadata"]["workflow_instance_id"], alert["count"]) == ("b", 1)
+        log.add("b", events.InstanceCancelled(at=at(3)))
+        await caught_up(bench, log)
+        assert (await bench.ask("alert-list", {}))["alerts"] == []
+
+
 # --- agents ---------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from orchestration.tallies import (
     fold,
     total,
 )
+from orchestration.undecided import MAX_UNDECIDED, Unknown, undecided
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ERROR = ErrorInfo(code="TIMEOUT", message="late")
@@ -134,6 +136,54 @@ def test_escalated_recovery_raises_a_finding() -> None:
     [finding] = handled(True, Severity.CRITICAL)
     assert (finding.type, finding.severity) == ("error_escalation", "critical")
     assert handled(True, Severity.HIGH)[0].severity == "error"
+
+
+LOST = ev.TaskOutcomeUnknown(at=at(2), task_id="pay", attempt=1, token="1", reason="gone")
+LOOKS = ev.TaskReconciling(at=at(2), task_id="pay", reconcile="look")
+LOOK_FAILED = ev.TaskFailed(at=at(4), task_id="look", error=ERROR)
+LOOK_STARTED = ev.TaskStarted(at=at(3), task_id="look", attempt=1, token="l")
+
+
+@pytest.mark.parametrize(
+    ("more", "waits"),
+    [
+        ([LOST], True),
+        ([LOST, LOOKS], False),
+        ([LOST, LOOKS, LOOK_STARTED, ev.AttemptFailed(at=at(4), task_id="look", attempt=1, error=ERROR)], False),
+        ([LOST, LOOKS, LOOK_STARTED, LOOK_FAILED], True),
+        ([LOST, LOOKS, LOOK_STARTED, LOOK_FAILED, LOOK_STARTED], False),
+        ([LOST, LOOKS, ev.TaskSkipped(at=at(3), task_id="look", reason="operator")], True),
+        ([LOST, LOOKS, LOOK_STARTED, ev.TaskCompleted(at=at(4), task_id="look", attempt=1)], True),
+        ([LOST, ev.TaskCompleted(at=at(4), task_id="pay", attempt=1)], False),
+        ([LOST, ev.TaskRetrying(at=at(4), task_id="pay", attempt=2, due_at=at(4))], False),
+        ([LOST, ev.AttemptFailed(at=at(4), task_id="pay", attempt=1, error=ERROR)], False),
+        ([LOST, ev.TaskSkipped(at=at(4), task_id="pay", reason="operator")], False),
+        ([LOST, ev.TaskCompleted(at=at(4), task_id="other", attempt=1)], True),
+        ([LOST, ev.InstanceCancelled(at=at(4))], False),
+    ],
+)  # fmt: skip
+def test_a_person_must_decide_while_nobody_else_finds_out(more: list[ev.Event], waits: bool) -> None:
+    instances, changes = folded(started(), ev.InstanceAdmitted(at=at(0)), *more)
+    assert changes.undecided
+    found = undecided(instances.values())
+    assert [(each.type, each.severity) for each in found] == [("outcome_unknown", "error")] * waits
+    for each in found:
+        assert "(gone)" in each.description
+        assert each.metadata == {"workflow_id": "flow", "workflow_instance_id": "i", "task_id": "pay"}
+
+
+def test_nobody_is_overwhelmed_with_unknown_outcomes() -> None:
+    instances = {
+        str(number): OpenInstance(
+            instance_id=str(number),
+            workflow_id="flow",
+            started_at=at(0),
+            unknown={"pay": Unknown(since=at(number))},
+        )
+        for number in reversed(range(MAX_UNDECIDED + 5))
+    }
+    found = [each.metadata["workflow_instance_id"] for each in undecided(instances.values())]
+    assert found == [str(number) for number in range(MAX_UNDECIDED)]
 
 
 def test_events_of_forgotten_instances_open_nothing() -> None:
