@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 READ_ROWS = 500
 READ_TIMEOUT_SECONDS = 10.0
 READ_PATIENCE_SECONDS = 60.0
-GATHER_SECONDS = 0.05
-"""How long a reader waits after a hint, so that a busy log is read in batches and not row by row."""
+GATHER_SECONDS = 0.2
+"""How long a reader waits after a hint, so that a busy log is read in batches and takes little from those who write."""
 LOOK_AGAIN_SECONDS = 15.0
 """How long a reader trusts the silence of the hints."""
 RETRY_SECONDS = 1.0

@@ -41,7 +41,7 @@ MANY_INSTANCES = 500
 MANY_STEPS = 5
 START_SECONDS = 30.0
 END_SECONDS = 60.0
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.2
 """The watcher reads the log this long after a hint, so that watching takes no processor from what is watched. The
 time of an end is the one that the log has for it, so a late look costs no accuracy."""
 READY_CAPABILITIES = [

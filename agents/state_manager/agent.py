@@ -190,7 +190,10 @@ class StateManager(Agent):
 
     async def read_log(self, incoming: Incoming) -> contracts.LogReadReply:
         """`log-read`."""
-        return await self.storage.read_log(incoming.parameters)
+        reply = await self.storage.read_log(incoming.parameters)
+        if reply.end:
+            self.hints.was_read()
+        return reply
 
     async def get_instance(self, incoming: Incoming) -> contracts.InstanceGetReply:
         """`instance-get`."""

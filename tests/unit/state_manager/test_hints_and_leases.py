@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agents.state_manager import hints as hints_module
 from agents.state_manager import leases as leases_module
 from agents.state_manager.errors import StoreFull
 from agents.state_manager.hints import LogHints
@@ -40,6 +41,43 @@ async def test_hints_end_with_the_newest_offset() -> None:
         hints.advanced(50)
         await hints.repeat()
         await until(lambda: sent[-2:] == [50, 50])
+
+
+async def test_no_second_hint_before_somebody_has_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints_module, "GAP_SECONDS", 0)
+    monkeypatch.setattr(hints_module, "UNREAD_SECONDS", 60)
+    sent: list[int] = []
+
+    async def publish(offset: int) -> None:
+        sent.append(offset)
+
+    hints = LogHints(publish)
+    async with running(hints.run()):
+        hints.advanced(1)
+        await until(lambda: sent == [1])
+        hints.advanced(2)
+        hints.advanced(3)
+        await asyncio.sleep(0.05)
+        assert sent == [1]
+        hints.was_read()
+        await until(lambda: sent == [1, 3])
+        hints.was_read()
+        hints.advanced(4)
+        await until(lambda: sent == [1, 3, 4])
+
+
+async def test_growth_that_nobody_reads_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints_module, "UNREAD_SECONDS", 0.01)
+    sent: list[int] = []
+
+    async def publish(offset: int) -> None:
+        sent.append(offset)
+
+    hints = LogHints(publish)
+    async with running(hints.run()):
+        for offset in (1, 2, 3):
+            hints.advanced(offset)
+            await until(lambda offset=offset: sent[-1:] == [offset])  # type: ignore[misc]
 
 
 async def test_end_of_a_lease_is_announced_once(storage: Storage, clock: ManualClock) -> None:
