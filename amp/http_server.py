@@ -19,6 +19,7 @@ from amp.errors import AmpError, AuthenticationFailed, AuthorizationFailed, Loca
 from amp.http_binding import HttpBinding
 from amp.link import Link
 from amp.metrics import exposition
+from amp.near import near_listener
 from amp.rest import RegistryApi
 from amp.security import is_loopback
 from amp.server_socket import ServerSocket, accept_key
@@ -77,6 +78,8 @@ class HttpServer:
         try:
             await self._runner.setup()
             await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+            if (near := near_listener(host, self.port, BACKLOG)) is not None:
+                await web.SockSite(self._runner, near, backlog=BACKLOG).start()
         except BaseException:
             listener.close()
             await self.stop()

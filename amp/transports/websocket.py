@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -12,6 +13,7 @@ from websockets.frames import apply_mask  # type: ignore[attr-defined]
 from websockets.protocol import State
 
 from amp.errors import LocalProtocolError
+from amp.near import near_connection
 from amp.transports.base import ConnectFailed, Connection, ConnectionClosed
 
 DEFAULT_MAX_FRAME_BYTES = 8 * 1024 * 1024
@@ -32,7 +34,7 @@ REFUSED_STATUSES = (401, 403)
 
 
 class WebSocketTransport:
-    """A way to the router at `url`. `api_key` is sent as a bearer token."""
+    """A way to the router at `url`, the short one when it is on this machine. `api_key` is sent as a bearer token."""
 
     def __init__(
         self,
@@ -42,11 +44,13 @@ class WebSocketTransport:
         connect_timeout_seconds: float = OPEN_TIMEOUT_SECONDS,
         lost_after_seconds: float = LOST_AFTER_SECONDS,
     ) -> None:
-        if urlsplit(url).scheme not in ("ws", "wss") or not urlsplit(url).hostname:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise LocalProtocolError(
                 f"{url!r} is no WebSocket address; write for example ws://127.0.0.1:8079/amp/v1/ws"
             )
         self.url = url
+        self._near = (parts.hostname, parts.port or 0) if parts.scheme == "ws" else None
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
         self._max_frame_bytes = max_frame_bytes
         self._connect_timeout_seconds = connect_timeout_seconds
@@ -58,6 +62,7 @@ class WebSocketTransport:
         try:
             socket = await connect(
                 self.url,
+                **self._way(),
                 create_connection=_DirectConnection,
                 compression=None,
                 additional_headers=self._headers,
@@ -82,6 +87,11 @@ class WebSocketTransport:
             raise ConnectFailed(str(error), permanent=True) from None
         except (TimeoutError, OSError, InvalidHandshake, WebSocketException, EOFError) as error:
             raise ConnectFailed(f"{self.url}: {type(error).__name__}: {error}") from error
+
+    def _way(self) -> dict[str, Any]:
+        """Return how to connect when not by TCP."""
+        near = near_connection(*self._near) if self._near else None
+        return {} if near is None else {"sock": near, "unix": True}
 
 
 class _DirectConnection(ClientConnection):
