@@ -9,19 +9,23 @@
 The references say what this machine costs today:
 
 - echo: `websockets` on both ends and nothing in between, which is two of the four crossings of a routed request.
+  What is named "awake" was measured while processes of the idle class kept the cores from halting: a virtual machine
+  may take 50 us and more to wake a halted core, four times a request, and that is the host's figure and not ours.
 - bare: a router without a feature, `websockets` and fast JSON on three processes. It finds the receiver of a message
   and forwards it; no identities, no time limits, no bounds, no repeats. The mesh may cost half as much again.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 import uvloop
@@ -39,6 +43,14 @@ IN_FLIGHT = 100
 WARM_UP = 300
 START_SECONDS = 15
 BUDGET_P50_MICROSECONDS = 200
+KEEP_AWAKE = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
+"""
+"""It gets what nobody else wants of one core."""
 BUDGET_TIMES_BARE = 1.5
 
 
@@ -210,6 +222,19 @@ async def measure_bare(port: int, requests: int) -> dict[str, float]:
             reader.cancel()
 
 
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Keep the cores from halting, where the system can do that."""
+    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    keepers = [subprocess.Popen([sys.executable, "-c", KEEP_AWAKE, str(core)]) for core in cores]
+    try:
+        yield
+    finally:
+        for keeper in keepers:
+            keeper.kill()
+            keeper.wait()
+
+
 def run(requests: int, rounds: int) -> dict[str, object]:
     """Return the medians over the rounds, and their spread."""
     processes: list[subprocess.Popen[str]] = []
@@ -227,19 +252,30 @@ def run(requests: int, rounds: int) -> dict[str, object]:
         processes.append(relay)
         bare_port = int(line.split()[1])
         processes.append(start("bench.router", "--bare-answer", str(bare_port), until="ready")[0])
-        hosted, mesh, plain, bare = [], [], [], []
+        hosted, mesh, plain, bare, hosted_awake, plain_awake = [], [], [], [], [], []
         for _ in range(rounds):
             plain.append(uvloop.run(measure_echo(echo_port, requests)))
             bare.append(uvloop.run(measure_bare(bare_port, requests)))
             mesh.append(uvloop.run(measure_mesh(url, requests)))
             hosted.append(uvloop.run(measure_mesh(hosted_url, requests)))
+            with awake():
+                plain_awake.append(uvloop.run(measure_echo(echo_port, requests)))
+                hosted_awake.append(uvloop.run(measure_mesh(hosted_url, requests)))
     finally:
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait(timeout=10)
     figures: dict[str, object] = {}
-    for name, rows in (("hosted", hosted), ("mesh", mesh), ("bare", bare), ("echo", plain)):
+    measured = {
+        "hosted": hosted,
+        "hosted_awake": hosted_awake,
+        "mesh": mesh,
+        "bare": bare,
+        "echo": plain,
+        "echo_awake": plain_awake,
+    }
+    for name, rows in measured.items():
         figures[name] = {key: round(statistics.median(row[key] for row in rows), 1) for key in rows[0]}
         figures[f"{name}_spread"] = {
             key: [round(min(row[key] for row in rows), 1), round(max(row[key] for row in rows), 1)]
@@ -249,7 +285,9 @@ def run(requests: int, rounds: int) -> dict[str, object]:
     for name, rows in (("bare", bare), ("echo", plain)):
         figures[f"times_{name}_p50"] = round(p50 / statistics.median(row["p50_us"] for row in rows), 2)
     figures["budget_p50_us"] = BUDGET_P50_MICROSECONDS
-    figures["within_budget"] = statistics.median(row["p50_us"] for row in hosted) <= BUDGET_P50_MICROSECONDS
+    for end in ("", "_awake"):
+        p50 = statistics.median(row["p50_us"] for row in measured[f"hosted{end}"])
+        figures[f"within_budget{end}"] = p50 <= BUDGET_P50_MICROSECONDS
     figures["budget_times_bare"] = BUDGET_TIMES_BARE
     figures["within_budget_of_bare"] = figures["times_bare_p50"] <= BUDGET_TIMES_BARE
     return figures

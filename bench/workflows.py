@@ -1,7 +1,10 @@
 """How fast whole workflows run on a mesh of real processes: a chain, a fan-out, many instances at once.
 
-Run: python -m bench.workflows [--rounds N]. It starts a router and six agents on free ports of the loopback
-interface with a data folder of its own, measures, prints medians with their spread, and ends what it started.
+    python -m bench.workflows [--rounds N] [--router hosted|alone]
+
+It starts the six agents on free ports of the loopback interface with a data folder of their own, measures, prints
+medians with their spread, and ends what it started. First as the README's terminals do it, six processes of which the
+first hosts the router; then with the router as a seventh, as under `amp up`.
 The reference, measured in the same run, is what no durable orchestrator can avoid: one fsynced SQLite commit a step.
 """
 
@@ -28,13 +31,17 @@ from amp.transports.websocket import WebSocketTransport
 from orchestration import contracts
 
 AGENTS = (
-    "state_manager",
     "workflow_engine",
     "task_executor",
+    "state_manager",
     "condition_evaluator",
     "error_handler",
     "monitor_agent",
 )
+LAYOUTS = {
+    "hosted": "-- six processes, the engine hosts the router",
+    "alone": "-- seven processes, the router has one of its own",
+}
 CHAIN_STEPS = 40
 FAN_OUT_TASKS = 100
 MANY_INSTANCES = 500
@@ -60,25 +67,30 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def processes(folder: Path, router_port: int, executors: int = 1) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start the router and the six agents as processes of their own, and end them afterwards."""
+def processes(folder: Path, router_port: int, *, hosted: bool) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start the six agents, the first as the router's host or all after a router alone; end them afterwards."""
     environment = {
         **os.environ,
         "AMP_MESH__ROUTER_URL": f"ws://127.0.0.1:{router_port}/amp/v1/ws",
-        "AMP_MESH__HOST_ROUTER": "false",
         "AMP_DATA_DIR": str(folder),
         "AMP_LOGGING__LEVEL": "WARNING",
         "AMP_WORKFLOW_ENGINE__LOAD_WORKFLOWS_ON_START": "false",
         "AMP_WORKFLOW_ENGINE__MAX_CONCURRENT_WORKFLOWS": "500",
         "AMP_TASK_EXECUTOR__MAX_CONCURRENT_TASKS": "100",
     }
-    commands = [[sys.executable, "-m", "amp.router", "--port", str(router_port)]]
-    commands += [[sys.executable, "-m", f"agents.{name}", "--port", "0"] for name in AGENTS]
-    commands += [[sys.executable, "-m", "agents.task_executor", "--port", "0"] for _ in range(executors - 1)]
+    commands = [[sys.executable, "-m", f"agents.{name}", "--port", "0"] for name in AGENTS]
+    if not hosted:
+        commands.insert(0, [sys.executable, "-m", "amp.router", "--port", str(router_port)])
     started: list[subprocess.Popen[bytes]] = []
     try:
         started.extend(
-            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for command in commands
+            subprocess.Popen(
+                command,
+                env={**environment, "AMP_MESH__HOST_ROUTER": str(hosted and command is commands[0]).lower()},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for command in commands
         )
         yield started
     finally:
@@ -279,12 +291,15 @@ async def measure(rounds: int, folder: Path, router_port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--router", choices=LAYOUTS, help="measure only with the router placed so")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        port = free_port()
-        with processes(folder / "data", port):
-            asyncio.run(measure(options.rounds, folder, port))
+    for layout in [options.router] if options.router else LAYOUTS:
+        print(LAYOUTS[layout])
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            port = free_port()
+            with processes(folder / "data", port, hosted=layout == "hosted"):
+                asyncio.run(measure(options.rounds, folder, port))
 
 
 if __name__ == "__main__":
