@@ -23,18 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.workflows import free_port
+from bench.workflows import AGENTS, free_port
 
 BUDGET_RSS_MEGABYTES = 350
 BUDGET_CPU_PERCENT = 1.0
-AGENTS = (
-    "workflow_engine",
-    "task_executor",
-    "state_manager",
-    "condition_evaluator",
-    "error_handler",
-    "monitor_agent",
-)
 START_SECONDS = 60.0
 SETTLE_SECONDS = 5.0
 STOP_SECONDS = 30.0
