@@ -7,6 +7,7 @@ It must never be the only way in.
 """
 
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -14,12 +15,14 @@ import sys
 
 from amp.security import is_loopback
 
+logger = logging.getLogger(__name__)
+
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED tells (unix(7)): process, user, group."""
 
 
 def near_listener(host: str, port: int, backlog: int) -> socket.socket | None:
-    """Return a listening socket beside the port, or None where there are none or somebody has taken the name."""
+    """Return a listening socket beside the port; None where there is none, or it cannot be had, which is logged."""
     name = _name(host, port)
     if name is None:
         return None
@@ -27,8 +30,11 @@ def near_listener(host: str, port: int, backlog: int) -> socket.socket | None:
     try:
         listener.bind(name)
         listener.listen(backlog)
-    except OSError:
+    except OSError as error:
         listener.close()
+        logger.warning(
+            "short_way_unusable", extra={"socket": name.lstrip("\0"), "reason": error.strerror or str(error)}
+        )
         return None
     return listener
 

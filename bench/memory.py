@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.workflows import AGENTS, free_port
+from bench.workflows import AGENTS
+from cli.up import free_port
 
 BUDGET_RSS_MEGABYTES = 350
 BUDGET_CPU_PERCENT = 1.0

@@ -36,7 +36,7 @@ from amp.capability import Capability, Incoming, Offer
 from amp.client import AgentIdentity, MeshClient
 from amp.hosting import HostingTransport
 from amp.transports.websocket import WebSocketTransport
-from bench.workflows import free_port
+from cli.up import free_port
 
 PAYLOAD_BYTES = 1024
 IN_FLIGHT = 100

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sqlite3
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 from amp.client import AgentIdentity, MeshClient
 from amp.subscriptions import Event
 from amp.transports.websocket import WebSocketTransport
+from cli.up import free_port
 from orchestration import contracts
 
 AGENTS = (
@@ -58,12 +58,6 @@ READY_CAPABILITIES = [
     "condition-evaluate",
     "error-handle",
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

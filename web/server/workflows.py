@@ -73,7 +73,9 @@ async def upload_workflow(call: Call) -> Answer:
     name, content = await read_file(call.request, call.services.settings.max_body_bytes)
     if not name.lower().endswith((".yaml", ".yml", ".json")):
         raise ProblemError(415, "unsupported_file", f"{name[:100]!r} is no .yaml, .yml or .json file")
-    source_format: Literal["yaml", "json"] = "json" if name.lower().endswith(".json") else "yaml"
+    from orchestration.definition.parse import format_of  # with the parser; see `_parse`
+
+    source_format = format_of(name)
     parsed = await _checked(call, content, source_format, name[:100])
     return await _store(
         call,

@@ -58,7 +58,9 @@ async def test_the_user_at_the_other_end_is_the_one_who_listens(router: Router) 
         assert near._peer_user(connection) == os.geteuid()
 
 
-async def test_a_router_whose_short_name_is_taken_serves_its_port() -> None:
+async def test_a_router_whose_short_name_is_taken_says_so_and_serves_its_port(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     squatter = near_listener("127.0.0.1", port, 1)
@@ -66,6 +68,9 @@ async def test_a_router_whose_short_name_is_taken_serves_its_port() -> None:
     router = Router()
     with squatter:
         await router.start_http("127.0.0.1", port)
+    assert [record.message for record in caplog.records if record.name == "amp.near"] == [
+        "short_way_unusable"
+    ]
     # The squatter is gone, so nobody answers there, and clients come by the port.
     assert await family_of(f"ws://127.0.0.1:{port}/amp/v1/ws") == socket.AF_INET
     await router.stop()

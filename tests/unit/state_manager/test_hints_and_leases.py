@@ -43,15 +43,19 @@ async def test_hints_end_with_the_newest_offset() -> None:
         await until(lambda: sent[-2:] == [50, 50])
 
 
-async def test_no_second_hint_before_somebody_has_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hints_module, "GAP_SECONDS", 0)
-    monkeypatch.setattr(hints_module, "UNREAD_SECONDS", 60)
+def recorded_hints() -> tuple[LogHints, list[int]]:
     sent: list[int] = []
 
     async def publish(offset: int) -> None:
         sent.append(offset)
 
-    hints = LogHints(publish)
+    return LogHints(publish), sent
+
+
+async def test_no_second_hint_before_somebody_has_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints_module, "GAP_SECONDS", 0)
+    monkeypatch.setattr(hints_module, "UNREAD_SECONDS", 60)
+    hints, sent = recorded_hints()
     async with running(hints.run()):
         hints.advanced(1)
         await until(lambda: sent == [1])
@@ -68,12 +72,7 @@ async def test_no_second_hint_before_somebody_has_read_on(monkeypatch: pytest.Mo
 
 async def test_growth_that_nobody_reads_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hints_module, "UNREAD_SECONDS", 0.01)
-    sent: list[int] = []
-
-    async def publish(offset: int) -> None:
-        sent.append(offset)
-
-    hints = LogHints(publish)
+    hints, sent = recorded_hints()
     async with running(hints.run()):
         for offset in (1, 2, 3):
             hints.advanced(offset)
