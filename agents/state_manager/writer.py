@@ -182,7 +182,8 @@ class Writer:
             if (lost := self._checkpoint(connection)) is not None:
                 self._loop.call_soon_threadsafe(self._answer, [], lost)
                 break
-        self._drop_rest()
+        # On the loop, after the news of a loss: from then on nobody adds to the queue.
+        self._loop.call_soon_threadsafe(self._drop_rest)
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Request]) -> StoreLost | None:
         """Write a group in one transaction; each request has its result or its error afterwards."""
@@ -246,21 +247,6 @@ class Writer:
         self._commits, self._wal_bytes = 0, size
         return None
 
-    def _drop_rest(self) -> None:
-        """Refuse what is queued after the end, so that nobody waits for ever."""
-        assert self._loop is not None
-        rest: list[_Request] = []
-        while True:
-            try:
-                request = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if request is not None:
-                request.error = StoreFailed("the store is closed")
-                rest.append(request)
-        if rest:
-            self._loop.call_soon_threadsafe(self._answer, rest, None)
-
     # --- back on the event loop ----------------------------------------------------------------------------
 
     def _answer(self, group: list[_Request], lost: StoreLost | None) -> None:
@@ -276,6 +262,19 @@ class Writer:
             self._lost = lost
             logger.error("store_lost", extra={"reason": lost.message})
             self._on_lost(lost)
+
+    def _drop_rest(self) -> None:
+        """Refuse what is queued after the end, so that nobody waits for ever."""
+        rest: list[_Request] = []
+        while True:
+            try:
+                request = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if request is not None:
+                request.error = StoreFailed("the store is closed")
+                rest.append(request)
+        self._answer(rest, None)
 
 
 def _perform(connection: sqlite3.Connection, request: _Request) -> None:

@@ -218,6 +218,25 @@ async def test_failed_sync_of_a_checkpoint_loses_the_store(
     assert bench.stored() == told
 
 
+async def test_who_asks_between_the_loss_and_its_news_does_not_wait_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "CHECKPOINT_COMMITS", 1)
+    bench.disk.failing = {"PRAGMA": "SQLITE_IOERR_FSYNC"}
+    first = asyncio.ensure_future(bench.insert(0))
+    await asyncio.sleep(0)
+    thread = bench.writer._thread
+    assert thread is not None
+    thread.join(10)  # the store is lost, and the loop has not heard of it yet
+    late = bench.writer.submit(lambda connection: None)
+    future = late.send(None)
+    await asyncio.wait([future], timeout=5)
+    late.close()
+    assert isinstance(future.exception(), StoreFailed | StoreLost)
+    await first
+    assert bench.writer.waiting == 0
+
+
 async def test_cancelled_caller_harms_nobody(bench: Bench) -> None:
     tasks = [asyncio.ensure_future(bench.insert(value)) for value in range(20)]
     await asyncio.sleep(0)
